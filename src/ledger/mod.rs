@@ -1,0 +1,133 @@
+//! The ledger: one append-only, gap-free, hash-chained sequence of records. It is the store and the outbox.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::model::{Draft, MeterId, Seq, Utc};
+
+/// One stored record: exactly the bytes that were hashed, without the line feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its position.
+    pub seq: Seq,
+    /// Canonical JSON (RFC 8785).
+    pub bytes: Bytes,
+}
+
+/// The end of the chain. `seq` 0 with 64 zeros before the first record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The last stored record.
+    pub seq: Seq,
+    /// Its hash.
+    pub hash: String,
+}
+
+/// A position in the ledger that outlives the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cursor {
+    /// The broker has acknowledged everything up to here.
+    Acknowledged,
+    /// Billing has committed everything up to here.
+    Confirmed,
+}
+
+/// What the ledger can fail at.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The operating system refused.
+    #[error("ledger {path}: {error}")]
+    Io {
+        /// File or directory.
+        path: String,
+        /// What it said.
+        error: std::io::Error,
+    },
+    /// A line that does not prove itself. It is never served.
+    #[error("ledger {path}: damaged at byte {offset} (seq {seq}): {detail}")]
+    Damaged {
+        /// Segment file.
+        path: String,
+        /// Where the line begins.
+        offset: u64,
+        /// Which record it should be.
+        seq: Seq,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Another process has the ledger open.
+    #[error(
+        "ledger {path} is in use by another process\n  hint: is the daemon running? `meter-gateway status` tells"
+    )]
+    Busy {
+        /// Data directory.
+        path: String,
+    },
+    /// The writer has stopped.
+    #[error("the ledger is closed")]
+    Closed,
+    /// A record that cannot be written: a float in it, longer than the limit.
+    #[error("record refused: {0}")]
+    Refused(String),
+}
+
+/// Which readings to list.
+#[derive(Debug, Clone, Default)]
+pub struct ReadingQuery {
+    /// Only this meter.
+    pub meter: Option<MeterId>,
+    /// `scheduled_at` at or after.
+    pub from: Option<Utc>,
+    /// `scheduled_at` before.
+    pub to: Option<Utc>,
+    /// Only records after this one (the last of the page before).
+    pub after: Seq,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// What the rest of the house sees of the ledger. Reads block (page by page); appends are awaited.
+pub trait Ledger: Send + Sync {
+    /// The ledger's id: 32 lower-case hex digits, made once.
+    fn id(&self) -> &str;
+
+    /// Appends in order; resolves when the lines are on the disk (fdatasync), never before.
+    fn append(
+        &self,
+        drafts: Vec<Draft>,
+    ) -> futures_util::future::BoxFuture<'_, Result<Range<Seq>, LedgerError>>;
+
+    /// The end of the chain; changes after each commit.
+    fn head(&self) -> watch::Receiver<Head>;
+
+    /// The first record that is still kept (1 until retention removes a segment).
+    fn first(&self) -> Seq;
+
+    /// Consecutive lines from `from`, at most `max_records` and `max_bytes` (but at least one if there is one).
+    /// Stops before a damaged line; asked for a damaged line itself, it is the error.
+    fn read(&self, from: Seq, max_records: usize, max_bytes: usize) -> Result<Vec<Line>, LedgerError>;
+
+    /// The latest stored reading of a meter whose `origin` is not `missing`.
+    fn latest(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError>;
+
+    /// The scheduled moment of the latest stored reading of a meter, missing ones included.
+    fn latest_slot(&self, meter: &MeterId) -> Option<Utc>;
+
+    /// One page of readings, in sequence order.
+    fn readings(&self, query: &ReadingQuery) -> Result<Vec<Line>, LedgerError>;
+
+    /// Where a cursor stands.
+    fn cursor(&self, cursor: Cursor) -> Seq;
+
+    /// Moves a cursor forward (never back, never past the head). On disk within a second: after a crash it
+    /// may stand a little earlier, which costs a repeat, never a loss.
+    fn advance(&self, cursor: Cursor, to: Seq);
+
+    /// Next session number of the publisher: 1 at first, one more at each call, for the ledger's life.
+    fn next_session(&self) -> u64;
+}
+
+/// The ledger as it is handed around.
+pub type SharedLedger = Arc<dyn Ledger>;

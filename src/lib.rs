@@ -1,0 +1,7 @@
+//! meter-gateway: polls meters, proves every reading, publishes it.
+
+pub mod config;
+pub mod ledger;
+pub mod model;
+pub mod profile;
+pub mod protocol;

@@ -1,0 +1,17 @@
+//! The vocabulary: ids, exact quantities, readings, records, slots.
+//!
+//! Knows no other module, does no I/O, never asks the time.
+
+mod ids;
+mod quantity;
+mod reading;
+mod record;
+mod slots;
+mod time;
+
+pub use ids::{BusId, IdError, MeterId, PointName};
+pub use quantity::{Dec, DecError, Unit};
+pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
+pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq};
+pub use slots::{SlotError, Slots};
+pub use time::{Utc, rfc3339};

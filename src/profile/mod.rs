@@ -1,0 +1,154 @@
+//! What a type of meter offers: its points as data (TOML), the request plan, exact decoding.
+//!
+//! Pure: files are read by whoever calls. `load` turns TOML text into a [`Profile`] and reports every mistake
+//! at once; `plan` packs points into requests; `decode` turns words into quantities, `encode` is its inverse
+//! (for simulated meters).
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{Dec, Medium, PointName, Unit},
+    protocol::modbus::Table,
+};
+
+/// A type of meter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// `[a-z0-9-]`, e.g. `eastron-sdm630`; also the file's name.
+    pub id: String,
+    /// Maker.
+    pub manufacturer: String,
+    /// Model as printed on the device.
+    pub model: String,
+    /// What it meters.
+    pub medium: Medium,
+    /// How it is spoken to.
+    pub protocol: Protocol,
+    /// Where the table comes from: manual, edition, or repository and commit.
+    pub source: String,
+    /// How far the table has been verified, in one sentence for an installer.
+    pub verification: String,
+    /// Most words one request may ask for.
+    pub max_words: u16,
+    /// Widest run of unused words that a request may read over; 0 when the meter refuses holes.
+    pub max_hole: u16,
+    /// Whether only even word counts are answered.
+    pub even_words: bool,
+    /// The meter's usual time to think before it answers.
+    pub turnaround: Duration,
+    /// Points in the order of the file. Names are unique.
+    pub points: Vec<Point>,
+    /// Where the device tells its own serial number, if it does.
+    pub serial: Option<SerialPoint>,
+}
+
+/// The language of a meter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// Modbus, in the framing of its bus.
+    #[serde(rename = "modbus")]
+    Modbus,
+}
+
+/// One row of a profile.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Point {
+    /// What it is.
+    pub name: PointName,
+    /// Unit of the scaled value.
+    pub unit: Unit,
+    /// Where its words are and what they mean.
+    pub cell: Cell,
+    /// For a register (the meter's own cumulative total): its limits. `None` for what goes up and down.
+    pub register: Option<Register>,
+    /// The manual's row.
+    pub source: String,
+}
+
+/// Where words are and how they become a number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Table.
+    pub table: Table,
+    /// First word, from 0.
+    pub address: u16,
+    /// How the words become a number.
+    pub encoding: Encoding,
+    /// Exact factor, applied to integers and BCD; for floats it must be 1 or a power of ten.
+    pub scale: Dec,
+    /// Raw values (in wire order, `0x…`, as long as the cell) that mean "not available".
+    pub sentinels: Vec<Vec<u8>>,
+}
+
+/// Limits of a cumulative register.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Register {
+    /// The first value that the display cannot show: it begins again at 0 there (10^n).
+    pub capacity: Dec,
+    /// The most it can rise in an hour by the meter's rating, in the point's unit, before CT × PT.
+    pub max_per_hour: Dec,
+}
+
+/// Encoding of a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Number format.
+    pub kind: Kind,
+    /// Order of the bytes on the wire; `A` is the most significant: `AB`, `CDAB`, … As long as the cell.
+    pub order: ByteOrder,
+    /// For [`Kind::Bits`]: names of the bits, by position.
+    pub bits: Vec<(u8, String)>,
+}
+
+/// Number format of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)] // the names say it all
+pub enum Kind {
+    U16,
+    I16,
+    U32,
+    I32,
+    U64,
+    I64,
+    F32,
+    F64,
+    /// One, two, four or eight bytes of packed decimal digits: 4, 8 or 16 digits.
+    Bcd16,
+    Bcd32,
+    Bcd64,
+    /// A status word: 16 or 32 bits with names.
+    Bits16,
+    Bits32,
+}
+
+impl Kind {
+    /// Words that it takes.
+    pub fn words(self) -> u16 {
+        match self {
+            Kind::U16 | Kind::I16 | Kind::Bcd16 | Kind::Bits16 => 1,
+            Kind::U32 | Kind::I32 | Kind::F32 | Kind::Bcd32 | Kind::Bits32 => 2,
+            Kind::U64 | Kind::I64 | Kind::F64 | Kind::Bcd64 => 4,
+        }
+    }
+}
+
+/// A permutation of the bytes of a cell: `positions[i]` is the significance (0 = most) of wire byte `i`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByteOrder {
+    positions: Vec<u8>,
+}
+
+/// Where a device tells its serial number: compared as text with the configured one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SerialPoint {
+    /// Where its words are; integers and BCD only.
+    pub cell: Cell,
+    /// The manual's row.
+    pub source: String,
+}
+
+/// Shared by every meter of that type.
+pub type SharedProfile = Arc<Profile>;
