@@ -1,7 +1,10 @@
 //! meter-gateway: polls meters, proves every reading, publishes it.
 
+pub mod clock;
 pub mod config;
+pub mod identity;
 pub mod ledger;
 pub mod model;
 pub mod profile;
 pub mod protocol;
+pub mod validate;

@@ -81,11 +81,13 @@ impl Dec {
     }
 
     /// Distance from zero.
+    #[must_use]
     pub fn abs(self) -> Dec {
         Dec(self.0.abs())
     }
 
     /// The same number without trailing zeros.
+    #[must_use]
     pub fn normalized(self) -> Dec {
         Dec(self.0.normalize())
     }

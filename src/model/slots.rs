@@ -34,12 +34,12 @@ impl Slots {
     }
 
     /// The interval in seconds.
-    pub fn interval_secs(&self) -> u32 {
+    pub fn interval_secs(self) -> u32 {
         self.interval_secs
     }
 
     /// The first slot after `at`.
-    pub fn next_after(&self, at: Utc) -> Utc {
+    pub fn next_after(self, at: Utc) -> Utc {
         // Whole seconds: every zone offset in use since 1972 is one, and so is every interval.
         let mut from = at + TimeDelta::seconds(1) - TimeDelta::nanoseconds(i64::from(at.nanosecond()));
         loop {
@@ -57,7 +57,7 @@ impl Slots {
     }
 
     /// The last slot at or before `at`.
-    pub fn at_or_before(&self, at: Utc) -> Utc {
+    pub fn at_or_before(self, at: Utc) -> Utc {
         // Long enough to span any interval and a change of offset.
         let mut back = TimeDelta::seconds(i64::from(self.interval_secs) + 1);
         loop {
@@ -77,7 +77,7 @@ impl Slots {
     }
 
     /// First aligned moment at or after `from`, under the offset in force at `from`.
-    fn align_up(&self, from: Utc) -> Utc {
+    fn align_up(self, from: Utc) -> Utc {
         let second = from.with_timezone(&self.zone).num_seconds_from_midnight();
         let wait = match second % self.interval_secs {
             0 => 0,
@@ -86,12 +86,12 @@ impl Slots {
         from + TimeDelta::seconds(i64::from(wait))
     }
 
-    fn offset_secs(&self, at: Utc) -> i32 {
+    fn offset_secs(self, at: Utc) -> i32 {
         self.zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc()
     }
 
     /// The first second in `(from, to]` at which the offset differs from the one at `from`.
-    fn offset_change(&self, from: Utc, to: Utc) -> Utc {
+    fn offset_change(self, from: Utc, to: Utc) -> Utc {
         let start = self.offset_secs(from);
         let (mut same, mut differs) = (0, (to - from).num_seconds());
         while differs - same > 1 {
