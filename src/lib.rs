@@ -5,3 +5,4 @@ pub mod ledger;
 pub mod model;
 pub mod profile;
 pub mod protocol;
+pub mod publish;
