@@ -7,4 +7,5 @@ pub mod ledger;
 pub mod model;
 pub mod profile;
 pub mod protocol;
+pub mod publish;
 pub mod validate;

@@ -1,0 +1,559 @@
+//! Decides what the publisher does next: events in, actions out.
+//!
+//! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
+//! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there.
+
+use std::{
+    collections::VecDeque,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
+
+use super::payload::{MAX_RECORDS, Receipt, Rejected};
+use crate::{config::Confirm, ledger::Cursor, model::Seq};
+
+/// Messages from the oldest unacknowledged one to the newest: enough to fill a slow link, few enough to repeat. The
+/// client's packet ids wrap at the broker's receive maximum, so a narrower one is the window, and no id is used twice.
+pub const WINDOW: u16 = 32;
+/// From starting a connection to its CONNACK, and from there to the SUBACK.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Age of the oldest unacknowledged message at which a connection counts as stalled.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(30);
+/// Added to twice the keep-alive: how long a broker may say nothing at all.
+const SILENCE_GRACE: Duration = Duration::from_secs(10);
+/// Shortest pause before the next attempt, in milliseconds.
+const PAUSE_MIN_MS: u64 = 1_000;
+/// Longest pause before the next attempt, in milliseconds: a site is heard of within a minute of its broker.
+const PAUSE_MAX_MS: u64 = 60_000;
+/// A connection that lasted so long was a good one, even if nothing was to be sent.
+const GOOD_CONNECTION: Duration = Duration::from_secs(60);
+/// Replays that may wait: each is a person's or a program's request, more is a mistake.
+const MAX_REPLAYS: usize = 64;
+/// Rejected records that are listed; the billing system has them all.
+const MAX_REJECTED: usize = 100;
+
+/// What a message holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tag {
+    /// These records, for the first time or again from the cursor.
+    Records(RangeInclusive<Seq>),
+    /// These records once more, because somebody asked. Moves no cursor.
+    Replay(RangeInclusive<Seq>),
+    /// Status, inventory, response.
+    Own,
+}
+
+/// What the broker said of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has it.
+    Accepted,
+    /// 0x10: nobody is subscribed, nobody has it.
+    NoSubscribers,
+    /// A failure code.
+    Failed(String),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The ledger's head is here now.
+    Stored(Seq),
+    /// CONNACK: how much the broker takes at once, and the keep-alive that holds.
+    Connected {
+        /// Its receive maximum.
+        receive_max: u16,
+        /// In force for this connection.
+        keep_alive: Duration,
+    },
+    /// The subscriptions stand.
+    Up,
+    /// The connection is gone.
+    Down {
+        /// Spreads the attempts of many gateways.
+        random: u64,
+    },
+    /// Anything at all came from the broker.
+    Heard,
+    /// The oldest message that had no packet id got this one.
+    Sent(u16),
+    /// PUBACK.
+    Acknowledged(u16, Verdict),
+    /// Billing's word.
+    Receipt(Receipt),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Open a new connection, with nothing left of the one before.
+    Connect,
+    /// Give the connection up, then say `Down`.
+    Drop(Fault),
+    /// Send as many of these as fit into one message, from the first, and say which with [`Session::offered`].
+    Send(Tag),
+    /// Tell the ledger.
+    Advance(Cursor, Seq),
+    /// Nothing until then, or until the next event.
+    WaitUntil(Option<Instant>),
+}
+
+/// Why a connection is given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Nobody answered.
+    #[error("no CONNACK within {} s", CONNECT_LIMIT.as_secs())]
+    NotConnected,
+    /// It let us in and then said nothing.
+    #[error("no SUBACK within {} s", CONNECT_LIMIT.as_secs())]
+    NotSubscribed,
+    /// It takes messages and acknowledges none.
+    #[error("the oldest message is unacknowledged for {} s", ACKNOWLEDGE_LIMIT.as_secs())]
+    Unacknowledged,
+    /// Not even a ping came back.
+    #[error("nothing heard from the broker for {0} s")]
+    Silent(u64),
+    /// An acknowledgement that answers nothing.
+    #[error("out of step with the broker: {0}")]
+    Desync(String),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Waiting { until: Instant },
+    Connecting { since: Instant },
+    Subscribing { since: Instant },
+    Online { since: Instant },
+    Dropping,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    tag: Tag,
+    since: Instant,
+    pkid: Option<u16>,
+    verdict: Option<Verdict>,
+}
+
+/// The publisher's mind.
+#[derive(Debug)]
+pub struct Session {
+    ledger: String,
+    confirm: Confirm,
+    phase: Phase,
+    head: Seq,
+    next: Seq,
+    highest_sent: Seq,
+    acknowledged: Seq,
+    confirmed: Seq,
+    told: (Seq, Seq),
+    outstanding: VecDeque<Outstanding>,
+    window: u16,
+    keep_alive: Duration,
+    heard: Instant,
+    desync: Option<String>,
+    /// One message at a time until an acknowledgement succeeds.
+    careful: bool,
+    /// A message was refused: let the others resolve, then go back to the cursor.
+    rewind: bool,
+    refusals: u32,
+    paused_until: Option<Instant>,
+    attempts: u32,
+    nobody_listens: bool,
+    last_refusal: Option<String>,
+    stopping: bool,
+    replays: VecDeque<RangeInclusive<Seq>>,
+    replay_is_next: bool,
+    rejected: Vec<Rejected>,
+    ignored_receipts: u64,
+}
+
+impl Session {
+    /// Starts offline, with the first attempt due at once. `acknowledged` and `confirmed` are the ledger's cursors.
+    pub fn new(
+        ledger: &str,
+        confirm: Confirm,
+        head: Seq,
+        acknowledged: Seq,
+        confirmed: Seq,
+        now: Instant,
+    ) -> Session {
+        let told = (acknowledged, confirmed);
+        // Confirmed implies acknowledged; and what the broker acknowledged is confirmed where its word is enough.
+        let acknowledged = acknowledged.max(confirmed);
+        let confirmed = if confirm == Confirm::Broker { acknowledged } else { confirmed };
+        Session {
+            ledger: ledger.to_owned(),
+            confirm,
+            phase: Phase::Waiting { until: now },
+            head,
+            next: acknowledged + 1,
+            highest_sent: acknowledged,
+            acknowledged,
+            confirmed,
+            told,
+            outstanding: VecDeque::new(),
+            window: WINDOW,
+            keep_alive: Duration::ZERO,
+            heard: now,
+            desync: None,
+            careful: true,
+            rewind: false,
+            refusals: 0,
+            paused_until: None,
+            attempts: 0,
+            nobody_listens: false,
+            last_refusal: None,
+            stopping: false,
+            replays: VecDeque::new(),
+            replay_is_next: false,
+            rejected: Vec::new(),
+            ignored_receipts: 0,
+        }
+    }
+
+    /// Takes note of what happened.
+    pub fn handle(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Stored(head) => self.head = self.head.max(head),
+            Event::Connected { receive_max, keep_alive } => {
+                self.heard = now;
+                self.window = WINDOW.min(receive_max.max(1));
+                self.keep_alive = keep_alive;
+                self.phase = Phase::Subscribing { since: now };
+            }
+            Event::Up => {
+                self.heard = now;
+                self.phase = Phase::Online { since: now };
+            }
+            Event::Heard => self.heard = now,
+            Event::Down { random } => self.down(random, now),
+            Event::Sent(pkid) => self.sent(pkid),
+            Event::Acknowledged(pkid, verdict) => {
+                self.heard = now;
+                self.acknowledged(pkid, verdict, now);
+            }
+            Event::Receipt(receipt) => {
+                self.heard = now;
+                self.receipt(receipt);
+            }
+        }
+    }
+
+    /// What to do now. Call again after each action that is done, until it says `WaitUntil`.
+    pub fn poll(&mut self, now: Instant) -> Action {
+        if self.told.0 < self.acknowledged {
+            self.told.0 = self.acknowledged;
+            return Action::Advance(Cursor::Acknowledged, self.acknowledged);
+        }
+        if self.told.1 < self.confirmed {
+            self.told.1 = self.confirmed;
+            return Action::Advance(Cursor::Confirmed, self.confirmed);
+        }
+        match self.phase {
+            Phase::Dropping => Action::WaitUntil(None),
+            Phase::Waiting { .. } if self.stopping => Action::WaitUntil(None),
+            Phase::Waiting { until } if now < until => Action::WaitUntil(Some(until)),
+            Phase::Waiting { .. } => {
+                self.phase = Phase::Connecting { since: now };
+                Action::Connect
+            }
+            Phase::Connecting { since } => self.expect(since + CONNECT_LIMIT, Fault::NotConnected, now),
+            Phase::Subscribing { since } => self.expect(since + CONNECT_LIMIT, Fault::NotSubscribed, now),
+            Phase::Online { .. } => self.online(now),
+        }
+    }
+
+    /// A message was handed to the client. Messages must be handed over in the order of these calls.
+    pub fn offered(&mut self, tag: Tag, now: Instant) {
+        match &tag {
+            Tag::Records(range) => {
+                self.next = range.end() + 1;
+                self.highest_sent = self.highest_sent.max(*range.end());
+                self.replay_is_next = true;
+            }
+            Tag::Replay(range) => {
+                self.take_replay(*range.end());
+                self.replay_is_next = false;
+            }
+            Tag::Own => {}
+        }
+        self.outstanding.push_back(Outstanding { tag, since: now, pkid: None, verdict: None });
+    }
+
+    /// These records can never be sent (damaged, or pruned by retention): the cursor passes over them in their turn.
+    pub fn skip(&mut self, tag: Tag, now: Instant) {
+        match tag {
+            Tag::Records(range) => {
+                self.next = range.end() + 1;
+                self.highest_sent = self.highest_sent.max(*range.end());
+                let tag = Tag::Records(range);
+                let verdict = Some(Verdict::Accepted);
+                self.outstanding.push_back(Outstanding { tag, since: now, pkid: Some(0), verdict });
+                self.settle();
+            }
+            Tag::Replay(range) => self.take_replay(*range.end()),
+            Tag::Own => {}
+        }
+    }
+
+    /// Whether a message of the publisher's own may be handed to the client now.
+    pub fn may_offer(&self) -> bool {
+        matches!(self.phase, Phase::Online { .. })
+            && self.desync.is_none()
+            && self.outstanding.len() < usize::from(self.window)
+    }
+
+    /// Asks for records to be sent once more. Clamped to what was sent before; false when there is nothing to send
+    /// or too many requests wait already.
+    pub fn replay(&mut self, from: Seq, to: Seq) -> bool {
+        let (from, to) = (from.max(1), to.min(self.next.saturating_sub(1)));
+        if from > to || self.replays.len() >= MAX_REPLAYS {
+            return false;
+        }
+        self.replays.push_back(from..=to);
+        true
+    }
+
+    /// No new records, no new connections: the process is going down.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Messages without an acknowledgement.
+    pub fn in_flight(&self) -> usize {
+        self.outstanding.iter().filter(|o| o.verdict.is_none()).count()
+    }
+
+    /// Whether subscriptions stand and messages may flow.
+    pub fn is_online(&self) -> bool {
+        matches!(self.phase, Phase::Online { .. })
+    }
+
+    /// Last seq of the unbroken run that the broker has acknowledged.
+    pub fn acknowledged_seq(&self) -> Seq {
+        self.acknowledged
+    }
+
+    /// Last seq that is confirmed.
+    pub fn confirmed_seq(&self) -> Seq {
+        self.confirmed
+    }
+
+    /// The broker said that nobody is subscribed, and nothing has been accepted since.
+    pub fn nobody_listens(&self) -> bool {
+        self.nobody_listens
+    }
+
+    /// The failure code that holds records back, until something is accepted again.
+    pub fn last_refusal(&self) -> Option<&str> {
+        self.last_refusal.as_deref()
+    }
+
+    /// Records that billing has refused, the latest at the end; at most a hundred.
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// Receipts for another ledger, or for what was never sent.
+    pub fn ignored_receipts(&self) -> u64 {
+        self.ignored_receipts
+    }
+
+    fn expect(&mut self, deadline: Instant, fault: Fault, now: Instant) -> Action {
+        if now >= deadline { self.give_up(fault) } else { Action::WaitUntil(Some(deadline)) }
+    }
+
+    fn give_up(&mut self, fault: Fault) -> Action {
+        self.phase = Phase::Dropping;
+        Action::Drop(fault)
+    }
+
+    fn online(&mut self, now: Instant) -> Action {
+        if let Some(detail) = self.desync.take() {
+            return self.give_up(Fault::Desync(detail));
+        }
+        let patience = self.keep_alive * 2 + SILENCE_GRACE;
+        let mut wake = self.heard + patience;
+        if now >= wake {
+            return self.give_up(Fault::Silent(patience.as_secs()));
+        }
+        if let Some(oldest) = self.outstanding.iter().find(|o| o.verdict.is_none()) {
+            let deadline = oldest.since + ACKNOWLEDGE_LIMIT;
+            if now >= deadline {
+                return self.give_up(Fault::Unacknowledged);
+            }
+            wake = wake.min(deadline);
+        }
+        match self.paused_until {
+            Some(until) if now < until => return Action::WaitUntil(Some(wake.min(until))),
+            _ => self.paused_until = None,
+        }
+        match self.next_send() {
+            Some(tag) => Action::Send(tag),
+            None => Action::WaitUntil(Some(wake)),
+        }
+    }
+
+    fn next_send(&self) -> Option<Tag> {
+        let with_records =
+            self.outstanding.iter().filter(|o| o.verdict.is_none() && o.tag != Tag::Own).count();
+        if self.stopping || self.rewind || !self.may_offer() || (self.careful && with_records > 0) {
+            return None;
+        }
+        let records =
+            (self.next <= self.head).then(|| Tag::Records(self.next..=one_message(self.next, self.head)));
+        let replay =
+            self.replays.front().map(|r| Tag::Replay(*r.start()..=one_message(*r.start(), *r.end())));
+        if self.replay_is_next { replay.or(records) } else { records.or(replay) }
+    }
+
+    fn take_replay(&mut self, sent_to: Seq) {
+        if let Some(range) = self.replays.pop_front()
+            && *range.end() > sent_to
+        {
+            self.replays.push_front(sent_to + 1..=*range.end());
+        }
+    }
+
+    fn sent(&mut self, pkid: u16) {
+        if self.outstanding.iter().any(|o| o.pkid == Some(pkid) && o.verdict.is_none()) {
+            self.desync = Some(format!("packet id {pkid} given out twice"));
+            return;
+        }
+        match self.outstanding.iter_mut().find(|o| o.pkid.is_none()) {
+            Some(message) => message.pkid = Some(pkid),
+            None => self.desync = Some(format!("packet id {pkid} for a message that was never handed over")),
+        }
+    }
+
+    fn acknowledged(&mut self, pkid: u16, verdict: Verdict, now: Instant) {
+        let found = self.outstanding.iter_mut().find(|o| o.pkid == Some(pkid) && o.verdict.is_none());
+        let Some(message) = found else {
+            self.desync = Some(format!("acknowledgement for packet id {pkid}, which is not in flight"));
+            return;
+        };
+        message.verdict = Some(verdict.clone());
+        let tag = message.tag.clone();
+        if tag == Tag::Own {
+            self.settle();
+            return;
+        }
+        if let Tag::Replay(range) = tag
+            && verdict != Verdict::Accepted
+        {
+            self.replays.push_front(range);
+        }
+        match verdict {
+            Verdict::Accepted if !self.rewind => {
+                self.careful = false;
+                self.refusals = 0;
+                self.attempts = 0;
+                self.nobody_listens = false;
+                self.last_refusal = None;
+            }
+            Verdict::Accepted => {}
+            Verdict::NoSubscribers => {
+                self.nobody_listens = true;
+                self.refused(now);
+            }
+            Verdict::Failed(code) => {
+                self.last_refusal = Some(code);
+                self.refused(now);
+            }
+        }
+        self.settle();
+    }
+
+    fn refused(&mut self, now: Instant) {
+        self.careful = true;
+        if !self.rewind {
+            self.rewind = true;
+            let pause = (PAUSE_MIN_MS << self.refusals.min(6)).min(PAUSE_MAX_MS);
+            self.refusals += 1;
+            self.paused_until = Some(now + Duration::from_millis(pause));
+        }
+    }
+
+    /// Moves the cursor over the unbroken run of accepted records, forgets what is resolved, rewinds when due.
+    fn settle(&mut self) {
+        for message in &self.outstanding {
+            if let Tag::Records(range) = &message.tag {
+                match message.verdict {
+                    Some(Verdict::Accepted) if *range.start() <= self.acknowledged + 1 => {
+                        self.acknowledged = self.acknowledged.max(*range.end());
+                    }
+                    _ => break,
+                }
+            }
+        }
+        if self.confirm == Confirm::Broker {
+            self.confirmed = self.confirmed.max(self.acknowledged);
+        }
+        // Accepted records behind a gap must stay known until the gap closes; a resolved run at the front need not.
+        while self.outstanding.front().is_some_and(|o| o.verdict.is_some()) {
+            self.outstanding.pop_front();
+        }
+        let pending = self.outstanding.iter().any(|o| o.verdict.is_none() && o.tag != Tag::Own);
+        if self.rewind && !pending {
+            self.rewind = false;
+            for resolved in self.outstanding.iter_mut().filter(|o| o.verdict.is_some()) {
+                resolved.tag = Tag::Own; // it still occupies its packet id, but says nothing about records any more
+            }
+            self.next = self.acknowledged + 1;
+        }
+    }
+
+    fn down(&mut self, random: u64, now: Instant) {
+        if let Phase::Online { since } = self.phase
+            && now.saturating_duration_since(since) >= GOOD_CONNECTION
+        {
+            self.attempts = 0;
+        }
+        for message in self.outstanding.drain(..).rev() {
+            if let Tag::Replay(range) = message.tag
+                && message.verdict.is_none()
+            {
+                self.replays.push_front(range);
+            }
+        }
+        self.next = self.acknowledged + 1;
+        self.careful = true;
+        self.rewind = false;
+        self.desync = None;
+        self.attempts = self.attempts.saturating_add(1);
+        let ceiling = (PAUSE_MIN_MS << self.attempts.min(6)).min(PAUSE_MAX_MS);
+        let pause = PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1);
+        self.phase = Phase::Waiting { until: now + Duration::from_millis(pause) };
+    }
+
+    fn receipt(&mut self, receipt: Receipt) {
+        if receipt.ledger != self.ledger || receipt.confirmed_seq > self.highest_sent {
+            self.ignored_receipts += 1;
+            return;
+        }
+        for rejected in receipt.rejected {
+            if rejected.seq <= self.highest_sent && !self.rejected.contains(&rejected) {
+                if self.rejected.len() >= MAX_REJECTED {
+                    self.rejected.remove(0);
+                }
+                self.rejected.push(rejected);
+            }
+        }
+        if self.confirm == Confirm::Billing {
+            // Who has committed a record has received it, whatever became of the broker's own word.
+            self.confirmed = self.confirmed.max(receipt.confirmed_seq);
+            self.acknowledged = self.acknowledged.max(self.confirmed);
+            self.next = self.next.max(self.acknowledged + 1);
+            self.settle();
+        }
+    }
+}
+
+fn one_message(from: Seq, to: Seq) -> Seq {
+    to.min(from + MAX_RECORDS as Seq - 1)
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,391 @@
+//! The session alone: what it does with each event, and a thousand dishonest brokers under fixed seeds.
+
+use super::*;
+
+const LEDGER: &str = "0123456789abcdef0123456789abcdef";
+
+fn at(start: Instant, ms: u64) -> Instant {
+    start + Duration::from_millis(ms)
+}
+
+fn session(confirm: Confirm, head: Seq, now: Instant) -> Session {
+    Session::new(LEDGER, confirm, head, 0, 0, now)
+}
+
+fn bring_up(s: &mut Session, receive_max: u16, now: Instant) {
+    assert_eq!(drain(s, now).0, Some(Action::Connect));
+    s.handle(Event::Connected { receive_max, keep_alive: Duration::from_secs(20) }, now);
+    s.handle(Event::Up, now);
+}
+
+/// Polls over the advances; the first other action, and the last advance of each cursor.
+fn drain(s: &mut Session, now: Instant) -> (Option<Action>, Vec<(Cursor, Seq)>) {
+    let mut advances = Vec::new();
+    loop {
+        match s.poll(now) {
+            Action::Advance(cursor, to) => advances.push((cursor, to)),
+            Action::WaitUntil(_) => return (None, advances),
+            other => return (Some(other), advances),
+        }
+    }
+}
+
+/// Sends everything that may be sent, `per` records in each message, and gives out packet ids from `first`.
+fn send_all(s: &mut Session, per: Seq, first: u16, now: Instant) -> Vec<(u16, Tag)> {
+    let mut sent = Vec::new();
+    while let (Some(Action::Send(tag)), _) = drain(s, now) {
+        let tag = match tag {
+            Tag::Records(r) => Tag::Records(*r.start()..=(*r.end()).min(r.start() + per - 1)),
+            Tag::Replay(r) => Tag::Replay(*r.start()..=(*r.end()).min(r.start() + per - 1)),
+            Tag::Own => panic!("own messages are not asked for"),
+        };
+        s.offered(tag.clone(), now);
+        let pkid = first + u16::try_from(sent.len()).unwrap();
+        s.handle(Event::Sent(pkid), now);
+        sent.push((pkid, tag));
+    }
+    sent
+}
+
+#[test]
+fn one_message_first_then_the_whole_window() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 100_000, now);
+    bring_up(&mut s, 65_535, now);
+    let sent = send_all(&mut s, 500, 1, now);
+    assert_eq!(sent, [(1, Tag::Records(1..=500))]);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    let (_, advances) = drain(&mut s, now);
+    assert_eq!(advances, [(Cursor::Acknowledged, 500), (Cursor::Confirmed, 500)]);
+    let sent = send_all(&mut s, 10, 2, now);
+    assert_eq!(sent.len(), 32);
+    assert_eq!(sent[31].1, Tag::Records(811..=820));
+}
+
+#[test]
+fn a_narrow_broker_narrows_the_window() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 1000, now);
+    bring_up(&mut s, 3, now);
+    send_all(&mut s, 1, 1, now);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    assert_eq!(send_all(&mut s, 1, 2, now).len(), 3);
+    assert!(!s.may_offer());
+}
+
+#[test]
+fn acknowledgements_out_of_order_move_the_cursor_over_the_unbroken_run_only() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Billing, 40, now);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 10, 1, now);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    send_all(&mut s, 10, 2, now);
+    s.handle(Event::Acknowledged(4, Verdict::Accepted), now);
+    s.handle(Event::Acknowledged(3, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 10);
+    s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
+    assert_eq!(drain(&mut s, now).1, [(Cursor::Acknowledged, 40)]);
+    assert_eq!(s.confirmed_seq(), 0, "acknowledged is not confirmed");
+}
+
+#[test]
+fn a_message_of_its_own_does_not_hold_the_cursor_back() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 1, now);
+    bring_up(&mut s, 100, now);
+    s.offered(Tag::Own, now);
+    s.handle(Event::Sent(1), now);
+    send_all(&mut s, 1, 2, now);
+    s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 1);
+    s.handle(Event::Acknowledged(1, Verdict::NoSubscribers), now);
+    assert!(!s.nobody_listens(), "nobody needs to listen to a status");
+}
+
+#[test]
+fn nobody_listens_pauses_longer_each_time_and_loses_nothing() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut s = session(Confirm::Broker, 10, now);
+    bring_up(&mut s, 100, now);
+    let mut pauses = Vec::new();
+    for pkid in 1..=8 {
+        assert_eq!(send_all(&mut s, 4, pkid, now), [(pkid, Tag::Records(1..=4))]);
+        s.handle(Event::Acknowledged(pkid, Verdict::NoSubscribers), now);
+        assert!(s.nobody_listens());
+        let mut ms = 0;
+        while drain(&mut s, at(now, ms)).0.is_none() {
+            s.handle(Event::Heard, at(now, ms));
+            ms += 500;
+        }
+        pauses.push(ms / 1000);
+        now = at(now, ms);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    assert_eq!(s.acknowledged_seq(), 0);
+    send_all(&mut s, 4, 20, now);
+    s.handle(Event::Acknowledged(20, Verdict::Accepted), now);
+    assert!(!s.nobody_listens());
+    assert_eq!(s.acknowledged_seq(), 4);
+}
+
+#[test]
+fn a_refusal_in_the_middle_goes_back_to_the_cursor() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 50, now);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 10, 1, now);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    send_all(&mut s, 10, 2, now);
+    s.handle(Event::Acknowledged(3, Verdict::Failed("0x97".into())), now);
+    s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
+    s.handle(Event::Acknowledged(5, Verdict::Accepted), now);
+    s.handle(Event::Acknowledged(4, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 20);
+    assert_eq!(s.last_refusal(), Some("0x97"));
+    assert_eq!(send_all(&mut s, 10, 9, at(now, 1000)), [(9, Tag::Records(21..=30))]);
+}
+
+#[test]
+fn an_acknowledgement_that_answers_nothing_drops_the_connection() {
+    let now = Instant::now();
+    for lie in [
+        vec![Event::Acknowledged(9, Verdict::Accepted)],
+        vec![Event::Acknowledged(1, Verdict::Accepted), Event::Acknowledged(1, Verdict::Accepted)],
+        vec![Event::Sent(77)],
+    ] {
+        let mut s = session(Confirm::Broker, 2, now);
+        bring_up(&mut s, 100, now);
+        assert_eq!(send_all(&mut s, 1, 1, now).len(), 1);
+        for event in lie {
+            s.handle(event, now);
+        }
+        let (action, _) = drain(&mut s, now);
+        assert!(matches!(action, Some(Action::Drop(Fault::Desync(_)))), "{action:?}");
+    }
+}
+
+#[test]
+fn silence_and_stalls_are_noticed() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 1, now);
+    assert_eq!(s.poll(now), Action::Connect);
+    assert_eq!(s.poll(at(now, 9_999)), Action::WaitUntil(Some(at(now, 10_000))));
+    assert_eq!(s.poll(at(now, 10_000)), Action::Drop(Fault::NotConnected));
+
+    let mut s = session(Confirm::Broker, 1, now);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 1, 1, now);
+    s.handle(Event::Heard, at(now, 29_000));
+    assert_eq!(s.poll(at(now, 30_000)), Action::Drop(Fault::Unacknowledged));
+
+    let mut s = session(Confirm::Broker, 0, now);
+    bring_up(&mut s, 100, now);
+    assert_eq!(s.poll(at(now, 49_999)), Action::WaitUntil(Some(at(now, 50_000))));
+    assert_eq!(s.poll(at(now, 50_000)), Action::Drop(Fault::Silent(50)));
+}
+
+#[test]
+fn pauses_between_attempts_grow_and_are_spread() {
+    let mut now = Instant::now();
+    let mut s = session(Confirm::Broker, 1, now);
+    let mut longest = Vec::new();
+    for attempt in 0..8_u64 {
+        assert_eq!(s.poll(now), Action::Connect);
+        // The highest random number that still gives the longest pause of this attempt.
+        let ceiling = (1000_u64 << (attempt + 1).min(6)).min(60_000);
+        s.handle(Event::Down { random: ceiling - 1000 }, now);
+        let Action::WaitUntil(Some(until)) = s.poll(now) else { panic!("must wait") };
+        longest.push((until - now).as_secs());
+        now = until;
+    }
+    assert_eq!(longest, [2, 4, 8, 16, 32, 60, 60, 60]);
+    assert_eq!(s.poll(now), Action::Connect);
+    s.handle(Event::Down { random: 0 }, now);
+    assert_eq!(s.poll(now), Action::WaitUntil(Some(at(now, 1000))), "never sooner than a second");
+}
+
+#[test]
+fn a_receipt_confirms_what_was_sent_and_nothing_else() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Billing, 20, now);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 10, 1, now);
+    let receipt =
+        |ledger: &str, confirmed_seq| Receipt { ledger: ledger.into(), confirmed_seq, rejected: vec![] };
+    s.handle(Event::Receipt(receipt("another", 5)), now);
+    s.handle(Event::Receipt(receipt(LEDGER, 11)), now);
+    assert_eq!((s.confirmed_seq(), s.ignored_receipts()), (0, 2));
+    let rejected = vec![Rejected { seq: 3, reason: "unknown meter".into() }];
+    let full = Receipt { rejected: rejected.clone(), ..receipt(LEDGER, 8) };
+    s.handle(Event::Receipt(full.clone()), now);
+    s.handle(Event::Receipt(full), now);
+    s.handle(Event::Receipt(receipt(LEDGER, 6)), now);
+    assert_eq!(drain(&mut s, now).1, [(Cursor::Acknowledged, 8), (Cursor::Confirmed, 8)]);
+    assert_eq!(s.rejected(), rejected);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    assert_eq!((s.acknowledged_seq(), s.confirmed_seq()), (10, 8));
+}
+
+#[test]
+fn a_replay_goes_in_between_and_moves_no_cursor() {
+    let now = Instant::now();
+    let mut s = Session::new(LEDGER, Confirm::Broker, 30, 20, 20, now);
+    assert!(!s.replay(21, 30), "what was never sent cannot be sent again");
+    assert!(s.replay(5, 25));
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 5, 1, now);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    let sent = send_all(&mut s, 5, 2, now);
+    let tags: Vec<Tag> = sent.into_iter().map(|(_, tag)| tag).collect();
+    assert_eq!(
+        tags,
+        [
+            Tag::Replay(5..=9),
+            Tag::Records(26..=30),
+            Tag::Replay(10..=14),
+            Tag::Replay(15..=19),
+            Tag::Replay(20..=20)
+        ]
+    );
+    s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 25);
+    s.handle(Event::Down { random: 0 }, now);
+    s.handle(Event::Acknowledged(3, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 25, "what a dead connection says is not heard");
+}
+
+#[test]
+fn a_skipped_record_is_passed_in_its_turn() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 3, now);
+    bring_up(&mut s, 100, now);
+    s.offered(Tag::Records(1..=1), now);
+    s.handle(Event::Sent(1), now);
+    s.skip(Tag::Records(2..=2), now);
+    assert_eq!(s.acknowledged_seq(), 0);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    assert_eq!(s.acknowledged_seq(), 2);
+    assert_eq!(send_all(&mut s, 1, 2, now), [(2, Tag::Records(3..=3))]);
+}
+
+#[test]
+fn stopping_sends_nothing_new_but_still_hears() {
+    let now = Instant::now();
+    let mut s = session(Confirm::Broker, 10, now);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 5, 1, now);
+    s.stop();
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    assert_eq!(drain(&mut s, now), (None, vec![(Cursor::Acknowledged, 5), (Cursor::Confirmed, 5)]));
+    assert_eq!(s.in_flight(), 0);
+}
+
+/// A broker that delays, reorders, refuses, forgets, acknowledges what it never got, and cuts the line.
+#[test]
+fn whatever_the_broker_does_nothing_is_lost_and_the_cursor_never_lies() {
+    for seed in 0..1_000 {
+        simulate(seed);
+    }
+}
+
+fn simulate(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let confirm = if random.bool() { Confirm::Broker } else { Confirm::Billing };
+    let mut now = Instant::now();
+    let (mut head, total) = (random.u64(0..50), random.u64(50..400));
+    let mut s = session(confirm, head, now);
+    let mut delivered = vec![false; usize::try_from(total).unwrap() + 1];
+    let mut wire: Vec<(u16, Tag)> = Vec::new();
+    let (mut pkid, mut up, mut told) = (0_u16, false, 0);
+    for step in 0..60_000 {
+        assert!(step < 59_999, "seed {seed}: no progress, acknowledged {told} of {total}");
+        let honest = step > 2_000;
+        match s.poll(now) {
+            Action::Advance(Cursor::Acknowledged, to) => {
+                assert!(
+                    to > told && (1..=to).all(|n| delivered[usize::try_from(n).unwrap()]),
+                    "seed {seed}: {to}"
+                );
+                told = to;
+            }
+            Action::Advance(Cursor::Confirmed, to) => assert!(to <= told, "seed {seed}: confirmed {to}"),
+            Action::Connect => {
+                (pkid, up) = (0, false);
+                wire.clear();
+                if honest || random.u8(0..4) > 0 {
+                    let receive_max = *random.choice(&[1, 2, 20, 100, 65_535]).unwrap();
+                    s.handle(Event::Connected { receive_max, keep_alive: Duration::from_secs(20) }, now);
+                    s.handle(Event::Up, now);
+                    up = true;
+                }
+            }
+            Action::Drop(_) => {
+                up = false;
+                s.handle(Event::Down { random: random.u64(..) }, now);
+            }
+            Action::Send(tag) => {
+                let part = |r: RangeInclusive<Seq>, n: u64| *r.start()..=(*r.end()).min(r.start() + n);
+                let n = random.u64(0..20);
+                let tag = match tag {
+                    Tag::Records(r) => Tag::Records(part(r, n)),
+                    Tag::Replay(r) => Tag::Replay(part(r, n)),
+                    Tag::Own => unreachable!(),
+                };
+                s.offered(tag.clone(), now);
+                pkid += 1;
+                s.handle(Event::Sent(pkid), now);
+                wire.push((pkid, tag));
+                assert!(wire.len() <= usize::from(WINDOW), "seed {seed}");
+            }
+            Action::WaitUntil(until) => {
+                let dice = random.u8(0..100);
+                if up && !wire.is_empty() && dice < 70 {
+                    let nth = if honest { 0 } else { random.usize(0..wire.len()) };
+                    let (id, tag) = wire.remove(nth);
+                    let verdict = match random.u8(0..10) {
+                        0 if !honest => Verdict::NoSubscribers,
+                        1 if !honest => Verdict::Failed("0x97".into()),
+                        _ => Verdict::Accepted,
+                    };
+                    if verdict == Verdict::Accepted
+                        && let Tag::Records(range) = tag
+                    {
+                        range.for_each(|n| delivered[usize::try_from(n).unwrap()] = true);
+                    }
+                    s.handle(Event::Acknowledged(id, verdict), now);
+                } else if up && !honest && dice < 73 {
+                    s.handle(Event::Acknowledged(random.u16(..), Verdict::Accepted), now);
+                    if s.acknowledged_seq() > told {
+                        // It happened to hit one in flight: then the broker has it.
+                        (told + 1..=s.acknowledged_seq())
+                            .for_each(|n| delivered[usize::try_from(n).unwrap()] = true);
+                    }
+                    // A lie about one behind a gap cannot be told from the truth; end the connection instead.
+                    s.handle(Event::Down { random: 0 }, now);
+                    up = false;
+                } else if up && !honest && dice < 76 {
+                    s.handle(Event::Down { random: random.u64(..) }, now);
+                    up = false;
+                } else if dice < 80 {
+                    let confirmed_seq = if random.bool() { told } else { head + 1 + random.u64(0..9) };
+                    s.handle(
+                        Event::Receipt(Receipt { ledger: LEDGER.into(), confirmed_seq, rejected: vec![] }),
+                        now,
+                    );
+                } else if dice < 85 && told > 0 {
+                    s.replay(random.u64(1..=told), random.u64(1..=told + 5));
+                } else if dice < 95 && head < total {
+                    head += 1;
+                    s.handle(Event::Stored(head), now);
+                } else if let Some(until) = until {
+                    now = now.max(until);
+                }
+                if told == total {
+                    return;
+                }
+            }
+        }
+    }
+}
