@@ -24,7 +24,9 @@ pub fn decode(cell: &Cell, words: &[u16]) -> Decoded {
     let own = words.get(..wanted).unwrap_or(words);
     let wire: Vec<u8> = own.iter().flat_map(|word| word.to_be_bytes()).collect();
     let raw = hex(&wire);
-    let Some(bytes) = (own.len() == wanted).then(|| cell.encoding.order.from_wire(&wire)).flatten() else {
+    let Some(bytes) =
+        (own.len() == wanted).then(|| cell.encoding.order.most_significant_first(&wire)).flatten()
+    else {
         return Decoded { value: Err("short"), raw, set: None };
     };
     if cell.sentinels.contains(&wire) {
@@ -148,7 +150,7 @@ fn packed(integer: i128, width: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(width);
     for _ in 0..width {
         let pair = u8::try_from(rest % 100).ok()?;
-        bytes.push((pair / 10) << 4 | pair % 10);
+        bytes.push(((pair / 10) << 4) | (pair % 10));
         rest /= 100;
     }
     bytes.reverse();

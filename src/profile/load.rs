@@ -155,7 +155,7 @@ fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> O
         let place = format!("point[{number}]");
         match row {
             Value::Table(table) => {
-                points.extend(point(table, &place, limit, even, faults).map(|p| (number, p)))
+                points.extend(point(table, &place, limit, even, faults).map(|p| (number, p)));
             }
             other => faults.add(&place, &format!("expected a table, not {}", other.type_str()), None),
         }
@@ -544,7 +544,7 @@ impl<'a, 'f> Section<'a, 'f> {
                 }
                 Some(Ok(name)) => self.fault(&place, &format!("{name} already names another bit"), None),
                 _ => {
-                    self.fault(&place, &format!("{name} is not a name: expected 1 to 48 of a-z 0-9 _"), None)
+                    self.fault(&place, &format!("{name} is not a name: expected 1 to 48 of a-z 0-9 _"), None);
                 }
             }
         }

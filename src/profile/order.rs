@@ -21,7 +21,7 @@ impl ByteOrder {
     }
 
     /// Wire bytes, most significant first; `None` when their number is not [`ByteOrder::bytes`].
-    pub(super) fn from_wire(&self, wire: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn most_significant_first(&self, wire: &[u8]) -> Option<Vec<u8>> {
         if wire.len() != self.bytes() {
             return None;
         }
@@ -87,8 +87,8 @@ mod tests {
     #[test]
     fn bytes_move_there_and_back() {
         let order: ByteOrder = "CDAB".parse().unwrap();
-        assert_eq!(order.from_wire(&[3, 4, 1, 2]), Some(vec![1, 2, 3, 4]));
+        assert_eq!(order.most_significant_first(&[3, 4, 1, 2]), Some(vec![1, 2, 3, 4]));
         assert_eq!(order.to_wire(&[1, 2, 3, 4]), Some(vec![3, 4, 1, 2]));
-        assert_eq!(order.from_wire(&[1, 2]), None);
+        assert_eq!(order.most_significant_first(&[1, 2]), None);
     }
 }

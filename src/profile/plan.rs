@@ -25,7 +25,7 @@ pub struct Planned {
 impl Planned {
     /// Predicted time of this exchange.
     pub fn time(&self, profile: &Profile, pace: &Pace) -> Duration {
-        exchange_time(self.question.count.into(), profile, pace)
+        exchange_time(self.question.count.into(), profile, *pace)
     }
 }
 
@@ -42,7 +42,7 @@ pub fn plan(profile: &Profile, points: &[usize], pace: &Pace) -> Vec<Planned> {
             let Some(read) = request(profile, run) else { break };
             let Some((before, _)) = best.get(start) else { continue };
             let cost = Cost {
-                time: before.time.saturating_add(exchange_time(read.count.into(), profile, pace)),
+                time: before.time.saturating_add(exchange_time(read.count.into(), profile, *pace)),
                 words: before.words.saturating_add(read.count.into()),
             };
             if cheapest.is_none_or(|(least, _)| cost < least) {
@@ -164,7 +164,7 @@ fn exchange(profile: &Profile, run: &[Span]) -> Option<Planned> {
     Some(Planned { question, points: run.iter().map(|span| span.index).collect() })
 }
 
-fn exchange_time(words: u32, profile: &Profile, pace: &Pace) -> Duration {
+fn exchange_time(words: u32, profile: &Profile, pace: Pace) -> Duration {
     pace.exchange_time(REQUEST_CHARS, REPLY_OVERHEAD_CHARS + 2 * words, profile.turnaround)
 }
 
@@ -300,8 +300,8 @@ mod tests {
         ]
     }
 
-    fn time(planned: &[Planned], profile: &Profile, pace: &Pace) -> Duration {
-        planned.iter().map(|p| p.time(profile, pace)).sum()
+    fn time(planned: &[Planned], profile: &Profile, pace: Pace) -> Duration {
+        planned.iter().map(|p| p.time(profile, &pace)).sum()
     }
 
     /// Every point once, inside its request, and no request beyond what the meter accepts.
@@ -339,7 +339,7 @@ mod tests {
             let planned = plan(&profile, &points, &pace);
             assert_sound(&planned, &profile, &points);
             let singly: Vec<Planned> = points.iter().flat_map(|p| plan(&profile, &[*p], &pace)).collect();
-            prop_assert!(time(&planned, &profile, &pace) <= time(&singly, &profile, &pace));
+            prop_assert!(time(&planned, &profile, pace) <= time(&singly, &profile, pace));
         }
 
         #[test]
@@ -348,7 +348,7 @@ mod tests {
         ) {
             let profile = profile(40, 12, false, &cells);
             let points = all(&profile);
-            let best = time(&plan(&profile, &points, &pace), &profile, &pace);
+            let best = time(&plan(&profile, &points, &pace), &profile, pace);
             let spans = sorted_spans(&profile, &points);
             for cuts in 0..1_u32 << (spans.len() - 1) {
                 let mut runs = vec![vec![spans[0]]];
@@ -359,7 +359,7 @@ mod tests {
                     runs.last_mut().unwrap().push(*span);
                 }
                 let other: Option<Vec<Planned>> = runs.iter().map(|run| exchange(&profile, run)).collect();
-                prop_assert!(other.is_none_or(|other| best <= time(&other, &profile, &pace)));
+                prop_assert!(other.is_none_or(|other| best <= time(&other, &profile, pace)));
             }
         }
 
