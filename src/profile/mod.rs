@@ -4,6 +4,17 @@
 //! at once; `plan` packs points into requests; `decode` turns words into quantities, `encode` is its inverse
 //! (for simulated meters).
 
+mod catalogue;
+mod decode;
+mod load;
+mod order;
+mod plan;
+
+pub use catalogue::Catalogue;
+pub use decode::{Decoded, decode, encode};
+pub use load::{ProfileFault, load};
+pub use plan::{Planned, plan, serial_read, split, words_of};
+
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,242 @@
+//! Every built-in profile against its data file in `tests/profiles/`: words in, readings out. A profile without
+//! its file, or a point that no case expects, fails. And the published Modbus frames in `tests/fixtures/`.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use meter_gateway::{
+    profile::{Catalogue, Cell, Decoded, Encoding, Profile, decode, encode, plan, serial_read, words_of},
+    protocol::{
+        Pace, Parity, Wire,
+        modbus::{Framing, Read, Table, crc, refusal, rtu_answer},
+    },
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cases {
+    case: Vec<Case>,
+}
+
+/// Words that are not given are 0. In `expect`, `!reason` is a point without a value, `serial` the meter's own.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    #[serde(default)]
+    input: BTreeMap<String, Vec<u16>>,
+    #[serde(default)]
+    holding: BTreeMap<String, Vec<u16>>,
+    expect: BTreeMap<String, String>,
+    #[serde(default)]
+    set: BTreeMap<String, Vec<String>>,
+}
+
+impl Case {
+    fn answer(&self, read: &Read) -> Vec<u16> {
+        let rows = match read.table {
+            Table::Input => &self.input,
+            Table::Holding => &self.holding,
+        };
+        let mut memory = BTreeMap::new();
+        for (address, words) in rows {
+            let first = u16::from_str_radix(address.trim_start_matches("0x"), 16).unwrap();
+            memory
+                .extend(words.iter().enumerate().map(|(i, word)| (first + u16::try_from(i).unwrap(), *word)));
+        }
+        (0..read.count).map(|i| memory.get(&(read.address + i)).copied().unwrap_or_default()).collect()
+    }
+}
+
+fn at(folder: &str, name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", folder, name].iter().collect()
+}
+
+fn said(decoded: &Decoded) -> String {
+    decoded.value.map_or_else(|reason| format!("!{reason}"), |value| value.to_string())
+}
+
+/// Everything a profile reads when the meter holds these words.
+fn read_all(profile: &Profile, case: &Case) -> BTreeMap<String, Decoded> {
+    let pace = Pace::Serial(Wire { baud: 9600, parity: Parity::None, stop_bits: 1 });
+    let points: Vec<usize> = (0..profile.points.len()).collect();
+    let mut seen = BTreeMap::new();
+    for planned in plan(profile, &points, &pace) {
+        let reply = case.answer(&planned.question);
+        for point in planned.points.iter().map(|index| &profile.points[*index]) {
+            let decoded = decode(&point.cell, words_of(&point.cell, &planned.question, &reply));
+            seen.insert(point.name.to_string(), decoded);
+        }
+    }
+    if let (Some(serial), Some(read)) = (&profile.serial, serial_read(profile)) {
+        let reply = case.answer(&read);
+        seen.insert("serial".into(), decode(&serial.cell, words_of(&serial.cell, &read, &reply)));
+    }
+    seen
+}
+
+#[test]
+fn every_profile_reads_what_its_data_file_says() {
+    for profile in Catalogue::builtin().iter() {
+        let path = at("profiles", &format!("{}.toml", profile.id));
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let cases: Cases = toml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut unexpected: Vec<String> = profile.points.iter().map(|p| p.name.to_string()).collect();
+        unexpected.extend(profile.serial.iter().map(|_| "serial".to_owned()));
+        for case in &cases.case {
+            let seen = read_all(profile, case);
+            for (point, expected) in &case.expect {
+                let decoded = seen.get(point).unwrap_or_else(|| panic!("{}: no point {point}", profile.id));
+                assert_eq!(
+                    &said(decoded),
+                    expected,
+                    "{}, {}: {point} ({})",
+                    profile.id,
+                    case.name,
+                    decoded.raw
+                );
+                unexpected.retain(|name| name != point);
+            }
+            for (point, bits) in &case.set {
+                assert_eq!(seen[point].set.as_ref(), Some(bits), "{}, {}: {point}", profile.id, case.name);
+            }
+        }
+        assert!(unexpected.is_empty(), "{}: no case expects {unexpected:?}", profile.id);
+        for point in profile.points.iter().filter(|point| !point.cell.sentinels.is_empty()) {
+            let expected = cases
+                .case
+                .iter()
+                .any(|case| case.expect.get(point.name.as_str()).is_some_and(|e| e == "!not_available"));
+            assert!(expected, "{}: no case shows {} not available", profile.id, point.name);
+        }
+    }
+}
+
+#[test]
+fn no_data_file_is_left_without_its_profile() {
+    let catalogue = Catalogue::builtin();
+    for entry in fs::read_dir(at("profiles", "")).unwrap() {
+        let path = entry.unwrap().path();
+        let id = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(catalogue.get(&id).is_some(), "{}", path.display());
+    }
+    for entry in
+        fs::read_dir([env!("CARGO_MANIFEST_DIR"), "configs", "profiles"].iter().collect::<PathBuf>()).unwrap()
+    {
+        let path = entry.unwrap().path();
+        let id = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(catalogue.get(&id).is_some(), "{} is not built in", path.display());
+    }
+}
+
+/// A simulated meter says what a real one said: the words of every case come back from their values.
+#[test]
+fn every_ordinary_value_is_encoded_to_the_words_it_came_from() {
+    for profile in Catalogue::builtin().iter() {
+        let text = fs::read_to_string(at("profiles", &format!("{}.toml", profile.id))).unwrap();
+        let cases: Cases = toml::from_str(&text).unwrap();
+        for case in &cases.case {
+            for point in &profile.points {
+                let words = point.cell.encoding.kind.words();
+                let read = Read { table: point.cell.table, address: point.cell.address, count: words };
+                let reply = case.answer(&read);
+                if let Ok(value) = decode(&point.cell, &reply).value {
+                    assert_eq!(encode(&point.cell, value), Some(reply), "{}: {}", profile.id, point.name);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Vector {
+    name: String,
+    request_hex: String,
+    response_hex: String,
+    expect: Expect,
+}
+
+#[derive(Deserialize)]
+struct Expect {
+    kind: String,
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    id: String,
+    value: Option<String>,
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    word_order: String,
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+}
+
+fn crc_fits(frame: &[u8]) -> bool {
+    let (body, sum) = frame.split_at(frame.len() - 2);
+    crc(body).to_le_bytes() == sum
+}
+
+fn assert_item(vector: &Vector, item: &Item, read: &Read, reply: &[u16]) {
+    let kind = serde_json::from_value(item.kind.clone().into()).unwrap();
+    let address = u16::from_str_radix(item.id.trim_start_matches("0x"), 16).unwrap();
+    let cell = Cell {
+        table: read.table,
+        address,
+        encoding: Encoding { kind, order: item.word_order.parse().unwrap(), bits: Vec::new() },
+        scale: "1".parse().unwrap(),
+        // The one vector without a value is ABB's largest signed number.
+        sentinels: if item.value.is_none() { vec![bytes("7FFFFFFF")] } else { Vec::new() },
+    };
+    let seen = said(&decode(&cell, words_of(&cell, read, reply)));
+    match &item.value {
+        None => assert_eq!(seen, "!not_available", "{}", vector.name),
+        // Published decimals of a float are rounded: they name the float itself or its neighbour.
+        Some(value) if item.kind == "f32" => {
+            let bits = |text: &str| text.parse::<f32>().unwrap().to_bits();
+            assert!(bits(&seen).abs_diff(bits(value)) <= 1, "{}: {seen}, expected {value}", vector.name);
+        }
+        Some(value) => assert_eq!(&seen, value, "{}", vector.name),
+    }
+}
+
+#[test]
+fn published_frames_are_framed_checked_and_decoded() {
+    let text = fs::read_to_string(at("fixtures", "vectors-modbus.json")).unwrap();
+    let vectors: Vec<Vector> = serde_json::from_str(&text).unwrap();
+    assert_eq!(vectors.len(), 15);
+    for vector in &vectors {
+        let (request, response) = (bytes(&vector.request_hex), bytes(&vector.response_hex));
+        assert!(crc_fits(&request), "{}: request", vector.name);
+        let framing = rtu_answer(&request, &response);
+        match vector.expect.kind.as_str() {
+            "request" => assert_eq!(framing, Framing::Incomplete, "{}", vector.name),
+            "reject" => assert!(matches!(framing, Framing::Unfit(_)), "{}: {framing:?}", vector.name),
+            "error" => {
+                assert_eq!(framing, Framing::Frame(0..5), "{}", vector.name);
+                assert!(crc_fits(&response), "{}", vector.name);
+                assert_eq!(Some(response[2].to_string()), vector.expect.items[0].value, "{}", vector.name);
+                assert_ne!(refusal(response[2]).text, "unknown exception");
+            }
+            "data" => {
+                assert_eq!(framing, Framing::Frame(0..response.len()), "{}", vector.name);
+                assert!(crc_fits(&response), "{}", vector.name);
+                let table = if request[1] == 3 { Table::Holding } else { Table::Input };
+                let word = |at: usize| u16::from_be_bytes([request[at], request[at + 1]]);
+                let read = Read { table, address: word(2), count: word(4) };
+                let reply: Vec<u16> = response[3..response.len() - 2]
+                    .chunks(2)
+                    .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+                    .collect();
+                for item in &vector.expect.items {
+                    assert_item(vector, item, &read, &reply);
+                }
+            }
+            other => panic!("{}: {other}", vector.name),
+        }
+    }
+}
