@@ -1,0 +1,17 @@
+//! One bus: the line, who is asked next, and the task that does it.
+//!
+//! Knows profiles and protocols; does not know what a reading is worth (that is `validate`) nor where it goes.
+
+mod cycle;
+mod line;
+mod modbus;
+mod port;
+mod task;
+
+pub use cycle::{
+    Action, Ask, AskKind, Asked, Cycle, Demand, Exchange, MeterPlan, Now, Purpose, Skipped, Sweep,
+};
+pub use line::{Frames, Line, Traced};
+pub use modbus::ModbusClient;
+pub use port::{Port, SerialPort, open};
+pub use task::{BusHealth, BusTask, DemandRequest, Judge, Judgement, MeterHealth, connect};

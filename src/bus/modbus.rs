@@ -1,0 +1,138 @@
+//! The tokio-modbus door: one exchange, its timeout, its checks, and a fresh client after every fault.
+//!
+//! tokio-modbus 0.17 has no timeout, checks the word count with a debug assertion only and clears nothing but
+//! its own buffer, so all of that is done here and in the line below it.
+
+use std::{io, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use tokio_modbus::{
+    Slave,
+    client::{Context, Reader, rtu, tcp},
+    slave::SlaveContext,
+};
+
+use super::line::{Frames, Line};
+use crate::protocol::{
+    Outcome, Pace, Payload,
+    modbus::{REPLY_OVERHEAD_CHARS, REQUEST_CHARS, Read, Table, refusal},
+};
+
+/// A Modbus client on a line.
+pub struct ModbusClient {
+    line: Line,
+    frames: Frames,
+    pace: Pace,
+    context: Context,
+}
+
+/// Least time to wait for an answer that comes too late, however short the timeout is.
+const LEAST_LATE_PATIENCE: Duration = Duration::from_millis(200);
+
+impl ModbusClient {
+    /// A client on a line.
+    pub fn new(line: Line, frames: Frames, pace: Pace) -> ModbusClient {
+        let context = attach(&line, frames);
+        ModbusClient { line, frames, pace, context }
+    }
+
+    /// The line below.
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// Asks one question and says how it ended. On return the line is fit for the next question, unless the
+    /// outcome is [`Outcome::LineDown`].
+    pub async fn exchange(&mut self, unit: u8, read: Read, wait: Duration) -> Outcome {
+        match self.try_exchange(unit, read, wait).await {
+            Ok(outcome) => outcome,
+            Err(e) => Outcome::LineDown { detail: e.to_string() },
+        }
+    }
+
+    async fn try_exchange(&mut self, unit: u8, read: Read, wait: Duration) -> io::Result<Outcome> {
+        self.line.make_ready().await?;
+        let (request_time, reply_time) = self.wire_times(read);
+        let sent_by = Instant::now() + request_time;
+        self.context.set_slave(Slave(unit));
+        let asked = async {
+            match read.table {
+                Table::Holding => self.context.read_holding_registers(read.address, read.count).await,
+                Table::Input => self.context.read_input_registers(read.address, read.count).await,
+            }
+        };
+        let answer = timeout_at(sent_by + wait + reply_time, asked).await;
+        let left = self.line.exchanged();
+        let outcome = match answer {
+            Ok(Ok(Ok(words))) if words.len() == usize::from(read.count) => match left.answered_at {
+                Some((instant, at)) => Outcome::Answered {
+                    payload: Payload::Words(words),
+                    at,
+                    elapsed: instant.saturating_duration_since(sent_by),
+                },
+                None => Outcome::Garbled { detail: "an answer without a frame".into() },
+            },
+            Ok(Ok(Ok(words))) => {
+                Outcome::Garbled { detail: format!("{} words came, {} were asked", words.len(), read.count) }
+            }
+            Ok(Ok(Err(exception))) => {
+                let code: u8 = exception.into();
+                match code {
+                    // A gateway speaks for a meter behind it that did not answer.
+                    0x0A | 0x0B => Outcome::Silent { late: None },
+                    code => Outcome::Refused(refusal(code)),
+                }
+            }
+            Ok(Err(tokio_modbus::Error::Transport(e))) if e.kind() != io::ErrorKind::InvalidData => {
+                return Err(e);
+            }
+            Ok(Err(error)) => Outcome::Garbled { detail: error.to_string() },
+            Err(_elapsed) => self.too_late(left.received, left.unfit, sent_by, wait).await?,
+        };
+        if matches!(outcome, Outcome::Garbled { .. } | Outcome::Silent { .. }) && self.frames == Frames::Rtu {
+            self.context = attach(&self.line, self.frames);
+        }
+        Ok(outcome)
+    }
+
+    /// The time is up: RTU has no transaction number, so the line is listened to until a late answer has
+    /// passed. Over Modbus TCP the line tells late answers apart by their number.
+    async fn too_late(
+        &self,
+        received: usize,
+        unfit: Option<String>,
+        sent_by: Instant,
+        wait: Duration,
+    ) -> io::Result<Outcome> {
+        let since_request = sent_by.elapsed();
+        let late = match self.frames {
+            Frames::Tcp => None,
+            Frames::Rtu => self.line.listen_for_late(wait.max(LEAST_LATE_PATIENCE)).await?,
+        };
+        Ok(match unfit {
+            Some(detail) => Outcome::Garbled { detail },
+            // An adapter's echo is no answer.
+            None if received > usize::try_from(REQUEST_CHARS).unwrap_or(0) => {
+                Outcome::Garbled { detail: format!("the answer stopped after {received} bytes") }
+            }
+            None => Outcome::Silent { late: late.map(|after| since_request + after) },
+        })
+    }
+
+    fn wire_times(&self, read: Read) -> (Duration, Duration) {
+        match self.pace {
+            Pace::Network => (Duration::ZERO, Duration::ZERO),
+            Pace::Serial(wire) => {
+                let char_time = wire.char_time();
+                (char_time * REQUEST_CHARS, char_time * (REPLY_OVERHEAD_CHARS + 2 * u32::from(read.count)))
+            }
+        }
+    }
+}
+
+fn attach(line: &Line, frames: Frames) -> Context {
+    match frames {
+        Frames::Rtu => rtu::attach(line.clone()),
+        Frames::Tcp => tcp::attach(line.clone()),
+    }
+}

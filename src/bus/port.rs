@@ -1,0 +1,216 @@
+//! What a line runs over: a serial device or a TCP connection. Opens, reads, writes and discards; knows
+//! nothing of frames.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use rustix::termios::{self, ControlModes, OptionalActions, QueueSelector, SpecialCodeIndex};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
+    net::TcpStream,
+};
+
+use crate::{
+    clock::register,
+    config::Link,
+    protocol::{Parity, Wire},
+};
+
+/// A byte stream whose stale input can be thrown away, the kernel's part included.
+pub trait Port: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Throws away what has been received and not read.
+    fn discard_input(&mut self) -> io::Result<()>;
+}
+
+/// How long a TCP peer may take to accept a connection: a serial server on a slow site network.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens whatever the link says. Errors name the place and the remedy.
+pub async fn open(link: &Link) -> io::Result<Box<dyn Port>> {
+    match link {
+        Link::Serial { device, wire } => Ok(Box::new(SerialPort::open(device, *wire)?)),
+        Link::Tcp { address } | Link::SerialOverTcp { address, .. } => {
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address.as_str()))
+                .await
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 5 s"))
+                .flatten()
+                .map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+impl Port for TcpStream {
+    fn discard_input(&mut self) -> io::Result<()> {
+        let mut waste = [0; 512];
+        loop {
+            match self.try_read(&mut waste) {
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the peer closed the connection",
+                    ));
+                }
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// A serial device, ours alone while it is open.
+pub struct SerialPort {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl SerialPort {
+    /// Opens and locks the device, and sets the line up: raw, eight data bits.
+    pub fn open(device: &Path, wire: Wire) -> io::Result<SerialPort> {
+        let at =
+            |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{}: {what}: {e}", device.display()));
+        let flags = rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(device)
+            .map_err(|e| at("cannot be opened", e))?;
+        // flock for everyone, TIOCEXCL for programs that know nothing of flock (root passes it).
+        if file.try_lock().is_err() {
+            let holder = holder(&file).unwrap_or_else(|| "another process".into());
+            let text = format!(
+                "{}: in use by {holder}\n  hint: one program owns a line; stop the other",
+                device.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+        }
+        termios::ioctl_tiocexcl(&file).map_err(|e| at("cannot be taken exclusively", e.into()))?;
+        set_up(&file, wire).map_err(|e| at("cannot be set up as a serial line", e))?;
+        if let Err(why) = ask_for_low_latency(device) {
+            tracing::warn!(device = %device.display(), error = why, "received bytes may be held back by the adapter");
+        }
+        Ok(SerialPort { fd: register(file.into(), Interest::READABLE | Interest::WRITABLE)? })
+    }
+}
+
+fn set_up(file: &File, wire: Wire) -> io::Result<()> {
+    let mut settings = termios::tcgetattr(file)?;
+    settings.make_raw();
+    settings.control_modes |= ControlModes::CREAD | ControlModes::CLOCAL;
+    settings.control_modes &=
+        !(ControlModes::CRTSCTS | ControlModes::PARENB | ControlModes::PARODD | ControlModes::CSTOPB);
+    match wire.parity {
+        Parity::None => {}
+        Parity::Even => settings.control_modes |= ControlModes::PARENB,
+        Parity::Odd => settings.control_modes |= ControlModes::PARENB | ControlModes::PARODD,
+    }
+    if wire.stop_bits == 2 {
+        settings.control_modes |= ControlModes::CSTOPB;
+    }
+    settings.special_codes[SpecialCodeIndex::VMIN] = 1;
+    settings.special_codes[SpecialCodeIndex::VTIME] = 0;
+    settings.set_speed(wire.baud)?;
+    termios::tcsetattr(file, OptionalActions::Now, &settings)?;
+    termios::tcflush(file, QueueSelector::IOFlush)?;
+    Ok(())
+}
+
+/// FTDI adapters hold received bytes back for 16 ms by default; their driver takes 1 ms from sysfs.
+fn ask_for_low_latency(device: &Path) -> Result<(), String> {
+    let Ok(real) = device.canonicalize() else { return Ok(()) };
+    let Some(name) = real.file_name() else { return Ok(()) };
+    let timer = Path::new("/sys/bus/usb-serial/devices").join(name).join("latency_timer");
+    match std::fs::read_to_string(&timer) {
+        Ok(text) if text.trim() != "1" => std::fs::write(&timer, "1").map_err(|e| {
+            format!(
+                "{} is {} ms and could not be set to 1: {e}; a udev rule can",
+                timer.display(),
+                text.trim()
+            )
+        }),
+        _ => Ok(()), // no such timer: the driver holds nothing back
+    }
+}
+
+/// Name and number of the process that holds the lock on this file, from /proc/locks.
+fn holder(file: &File) -> Option<String> {
+    let inode = file.metadata().ok()?.ino();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let line = locks.lines().find(|line| {
+        line.split_whitespace().nth(5).is_some_and(|place| place.ends_with(&format!(":{inode}")))
+    })?;
+    let pid = line.split_whitespace().nth(4)?;
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("`{}` (process {pid})", name.trim()))
+}
+
+impl Port for SerialPort {
+    fn discard_input(&mut self) -> io::Result<()> {
+        termios::tcflush(self.fd.get_ref(), QueueSelector::IFlush)?;
+        let mut waste = [0; 512];
+        loop {
+            match rustix::io::read(self.fd.get_ref(), &mut waste) {
+                Ok(0) => return Err(gone()),
+                Ok(_) => {}
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the device is gone (adapter unplugged?)")
+}
+
+impl AsyncRead for SerialPort {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 512];
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let room = buf.remaining().min(bytes.len());
+            let Some(space) = bytes.get_mut(..room) else { return Poll::Ready(Ok(())) };
+            match guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *space)?)) {
+                Ok(Ok(0)) => return Poll::Ready(Err(gone())),
+                Ok(Ok(n)) => {
+                    buf.put_slice(space.get(..n).unwrap_or_default());
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(e)) => return Poll::Ready(Err(e)),
+                Err(_not_ready) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SerialPort {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
+                Ok(result) => return Poll::Ready(result),
+                Err(_not_ready) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // waiting for the wire would block the thread; the line counts characters instead
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

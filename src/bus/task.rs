@@ -1,0 +1,340 @@
+//! The loop around the cycle: opens the line, makes the exchanges, hands sweeps to the judge.
+//!
+//! One task owns one bus; whoever wants something from a meter asks it here.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
+
+use super::{
+    cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
+    line::{Frames, Line, Traced},
+    modbus::ModbusClient,
+    port,
+};
+use crate::{
+    clock::Clock,
+    config::{Bus, Link},
+    model::{MeterId, Reading, Utc},
+    protocol::{Outcome, Question},
+};
+
+/// What a judge makes of a sweep.
+#[derive(Debug)]
+pub enum Judgement {
+    /// Read these points again, at once, before anything is believed.
+    Again(Vec<usize>),
+    /// The reading is final.
+    Done(Box<Reading>),
+}
+
+/// Turns sweeps into readings. Pure: it neither waits nor opens.
+pub trait Judge: Send {
+    /// Looks at a sweep of a meter on this bus.
+    fn judge(&mut self, sweep: Sweep) -> Judgement;
+}
+
+/// Somebody wants a meter of this bus read now.
+pub struct DemandRequest {
+    /// Which.
+    pub meter: MeterId,
+    /// Gets the reading; dropped when the bus cannot serve it.
+    pub reply: oneshot::Sender<Reading>,
+}
+
+/// What the outside may know about a bus.
+#[derive(Debug, Clone, Default)]
+pub struct BusHealth {
+    /// The line is open.
+    pub up: bool,
+    /// Why it is not.
+    pub fault: Option<String>,
+    /// Since when `up` or `fault` holds.
+    pub since: Option<Utc>,
+    /// Exchanges by outcome.
+    pub answered: u64,
+    /// See `answered`.
+    pub silent: u64,
+    /// See `answered`.
+    pub garbled: u64,
+    /// See `answered`.
+    pub refused: u64,
+    /// Time spent in exchanges.
+    pub busy: Duration,
+    /// Counts every turn of the loop: whoever supervises sees that it moves.
+    pub progress: u64,
+    /// The last frames.
+    pub trace: Vec<Traced>,
+    /// By position on the bus.
+    pub meters: Vec<MeterHealth>,
+}
+
+/// What the outside may know about a meter.
+#[derive(Debug, Clone)]
+pub struct MeterHealth {
+    /// Which.
+    pub id: MeterId,
+    /// Last sweep with an answer.
+    pub last_answer: Option<Utc>,
+    /// Sweeps without one since.
+    pub failures: u64,
+    /// Probed more seldom.
+    pub backed_off: bool,
+    /// Time of its slowest answer, for choosing a timeout.
+    pub slowest: Duration,
+    /// An answer came too late: its delay. The timeout is too short.
+    pub late: Option<Duration>,
+}
+
+/// First pause before a lost line is opened again; it doubles up to [`LONGEST_REOPEN`].
+const FIRST_REOPEN: Duration = Duration::from_secs(1);
+/// Longest pause: an adapter that is plugged in again is used within half a minute.
+const LONGEST_REOPEN: Duration = Duration::from_secs(30);
+
+/// One bus at work.
+pub struct BusTask {
+    /// Its settings.
+    pub bus: Bus,
+    /// Who is next.
+    pub cycle: Cycle,
+    /// What a sweep is worth.
+    pub judge: Box<dyn Judge>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Reads that somebody wants now.
+    pub demands: mpsc::Receiver<DemandRequest>,
+    /// Final readings, in order.
+    pub readings: mpsc::Sender<Reading>,
+    /// For status and metrics.
+    pub health: Arc<Mutex<BusHealth>>,
+    /// Ends the task after the exchange under way.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// Opens a bus's line and puts a client on it.
+pub async fn connect(bus: &Bus, clock: &Arc<dyn Clock>) -> io::Result<ModbusClient> {
+    let frames = match bus.link {
+        Link::Tcp { .. } => Frames::Tcp,
+        Link::Serial { .. } | Link::SerialOverTcp { .. } => Frames::Rtu,
+    };
+    let pace = bus.link.pace();
+    let port = port::open(&bus.link).await?;
+    Ok(ModbusClient::new(Line::new(port, frames, pace, Arc::clone(clock)), frames, pace))
+}
+
+impl BusTask {
+    /// Runs until shutdown, or until nobody takes its readings any more.
+    pub async fn run(mut self) {
+        let mut client: Option<ModbusClient> = None;
+        let mut reopen_at = Instant::now();
+        let mut pause = FIRST_REOPEN;
+        let mut waiting: HashMap<u64, oneshot::Sender<Reading>> = HashMap::new();
+        let mut number = 0;
+        {
+            let meters = self.cycle.plans().map(|plan| MeterHealth {
+                id: plan.id.clone(),
+                last_answer: None,
+                failures: 0,
+                backed_off: false,
+                slowest: Duration::ZERO,
+                late: None,
+            });
+            let meters = meters.collect();
+            self.tell(|health| health.meters = meters);
+        }
+        while !*self.shutdown.borrow() {
+            self.tell(|health| health.progress += 1);
+            if client.is_none() && Instant::now() >= reopen_at {
+                match connect(&self.bus, &self.clock).await {
+                    Ok(opened) => {
+                        client = Some(opened);
+                        self.note_up();
+                    }
+                    Err(error) => {
+                        self.note_down(&error.to_string());
+                        reopen_at = Instant::now() + pause;
+                        pause = (pause * 2).min(LONGEST_REOPEN);
+                    }
+                }
+            }
+            self.cycle.set_line_up(client.is_some());
+            let action = self.cycle.poll_action(self.now());
+            match (action, &mut client) {
+                (Action::Exchange(exchange), Some(open)) => {
+                    let Question::Modbus(read) = exchange.question;
+                    let began = Instant::now();
+                    let outcome = open.exchange(exchange.unit, read, exchange.timeout).await;
+                    self.note_exchange(exchange.meter, &outcome, began.elapsed(), open.line());
+                    if let Outcome::LineDown { detail } = &outcome {
+                        self.note_down(detail);
+                        client = None;
+                        pause = FIRST_REOPEN;
+                        reopen_at = Instant::now() + pause;
+                    } else {
+                        pause = FIRST_REOPEN;
+                    }
+                    let now = self.now();
+                    self.cycle.handle_outcome(&outcome, now);
+                    while let Ok(request) = self.demands.try_recv() {
+                        self.take_demand(request, &mut number, &mut waiting);
+                    }
+                }
+                (Action::Exchange(_), None) => {} // the line went between two looks: the next look sees it
+                (Action::Wait(time), _) => {
+                    let time = if client.is_none() {
+                        time.min(reopen_at.saturating_duration_since(Instant::now()))
+                    } else {
+                        time
+                    };
+                    tokio::select! {
+                        () = sleep(time) => {}
+                        Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
+                        _ = self.shutdown.changed() => {}
+                    }
+                }
+            }
+            while let Some(sweep) = self.cycle.poll_sweep() {
+                if !self.hand_over(sweep, &mut waiting).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(
+        &mut self,
+        sweep: Sweep,
+        waiting: &mut HashMap<u64, oneshot::Sender<Reading>>,
+    ) -> bool {
+        let (meter, purpose) = (sweep.meter, sweep.purpose);
+        self.note_sweep(&sweep);
+        let now = self.now();
+        match self.judge.judge(sweep) {
+            Judgement::Again(points) => {
+                self.cycle.read_again(meter, &points, now);
+                true
+            }
+            Judgement::Done(reading) => match purpose {
+                Purpose::Demand(number) => {
+                    if let Some(reply) = waiting.remove(&number) {
+                        let _ = reply.send(*reading); // whoever asked may have left
+                    }
+                    true
+                }
+                Purpose::Slot | Purpose::Again => self.readings.send(*reading).await.is_ok(),
+            },
+        }
+    }
+
+    fn take_demand(
+        &mut self,
+        request: DemandRequest,
+        number: &mut u64,
+        waiting: &mut HashMap<u64, oneshot::Sender<Reading>>,
+    ) {
+        let Some(meter) = self.cycle.plans().position(|plan| plan.id == request.meter) else { return };
+        *number += 1;
+        if self.cycle.handle_demand(Demand { meter, number: *number }) {
+            waiting.insert(*number, request.reply);
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { instant: Instant::now(), wall: self.clock.wall() }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut BusHealth)) {
+        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn note_up(&self) {
+        let at = self.clock.wall();
+        self.tell(|health| {
+            if !health.up {
+                tracing::info!(bus = %self.bus.id, "the line is open");
+                health.up = true;
+                health.fault = None;
+                health.since = Some(at);
+            }
+        });
+    }
+
+    fn note_down(&self, detail: &str) {
+        let at = self.clock.wall();
+        self.tell(|health| {
+            if health.up || health.fault.is_none() {
+                tracing::warn!(
+                    bus = %self.bus.id,
+                    error = detail,
+                    "the line is away; it is opened again by itself, its meters are not at fault"
+                );
+                health.since = Some(at);
+            }
+            health.up = false;
+            health.fault = Some(detail.to_owned());
+        });
+    }
+
+    fn note_exchange(&self, meter: usize, outcome: &Outcome, took: Duration, line: &Line) {
+        tracing::debug!(bus = %self.bus.id, meter, ?outcome, elapsed_ms = took.as_millis(), "exchange");
+        self.tell(|health| {
+            health.busy += took;
+            health.trace = line.trace();
+            let mut known = health.meters.get_mut(meter);
+            match outcome {
+                Outcome::Answered { elapsed, .. } => {
+                    health.answered += 1;
+                    if let Some(known) = &mut known {
+                        known.slowest = known.slowest.max(*elapsed);
+                    }
+                }
+                Outcome::Silent { late } => {
+                    health.silent += 1;
+                    if let (Some(known), Some(late)) = (&mut known, late) {
+                        known.late = Some(*late);
+                    }
+                }
+                Outcome::Garbled { .. } => health.garbled += 1,
+                Outcome::Refused(_) => health.refused += 1,
+                Outcome::LineDown { .. } => {}
+            }
+        });
+    }
+
+    fn note_sweep(&self, sweep: &Sweep) {
+        let backed_off = self.cycle.is_backed_off(sweep.meter);
+        let at = self.clock.wall();
+        let asked = !sweep.asked.is_empty();
+        let heard = sweep
+            .asked
+            .iter()
+            .any(|asked| matches!(asked.outcome, Outcome::Answered { .. } | Outcome::Refused(_)));
+        let down = sweep.asked.iter().any(|asked| matches!(asked.outcome, Outcome::LineDown { .. }));
+        self.tell(|health| {
+            let Some(known) = health.meters.get_mut(sweep.meter) else { return };
+            if known.backed_off != backed_off {
+                let late_ms = known.late.map(|late| late.as_millis());
+                if backed_off {
+                    tracing::warn!(bus = %self.bus.id, meter = %known.id, late_ms, "silent: probed more seldom from now on");
+                } else {
+                    tracing::info!(bus = %self.bus.id, meter = %known.id, "answers again");
+                }
+            }
+            known.backed_off = backed_off;
+            if heard {
+                known.last_answer = Some(at);
+                known.failures = 0;
+            } else if asked && !down {
+                known.failures += 1;
+            }
+        });
+    }
+}
