@@ -1,5 +1,7 @@
 //! The publisher against a real Mosquitto: order, loss of the broker, nobody listening, credentials, TLS, receipts, will.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
+
 #[path = "common/memory_ledger.rs"]
 mod memory_ledger;
 #[path = "common/mosquitto.rs"]
