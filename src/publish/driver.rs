@@ -208,13 +208,13 @@ impl Driver {
         loop {
             self.notice_shutdown();
             self.say_own();
-            self.show();
             match self.session.poll(Instant::now().into_std()) {
                 Action::Advance(cursor, to) => self.ledger.advance(cursor, to),
                 Action::Connect => self.connect(),
                 Action::Drop(fault) => self.lose(&fault.to_string()),
                 Action::Send(tag) => self.send(tag).await,
                 Action::WaitUntil(until) => {
+                    self.show(); // here, because what is shown as acknowledged must be in the ledger already
                     if self.stop_by.is_some_and(|by| {
                         !self.session.is_online() || self.session.in_flight() == 0 || Instant::now() >= by
                     }) {

@@ -1,7 +1,8 @@
 //! Decides what the publisher does next: events in, actions out.
 //!
 //! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
-//! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there.
+//! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a few messages earlier when
+//! the connection was lost.
 
 use std::{
     collections::VecDeque,
@@ -25,6 +26,9 @@ const SILENCE_GRACE: Duration = Duration::from_secs(10);
 const PAUSE_MIN_MS: u64 = 1_000;
 /// Longest pause before the next attempt, in milliseconds: a site is heard of within a minute of its broker.
 const PAUSE_MAX_MS: u64 = 60_000;
+/// Messages, acknowledged before a connection was lost, that are sent again after it: a broker that dies without
+/// persistence takes with it what it had acknowledged and not yet passed on. Duplicates are harmless, gaps are not.
+const OVERLAP: usize = 64;
 /// A connection that lasted so long was a good one, even if nothing was to be sent.
 const GOOD_CONNECTION: Duration = Duration::from_secs(60);
 /// Replays that may wait: each is a person's or a program's request, more is a mistake.
@@ -137,6 +141,7 @@ struct Outstanding {
 
 /// The publisher's mind.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own; together they are no state of anything
 pub struct Session {
     ledger: String,
     confirm: Confirm,
@@ -145,6 +150,10 @@ pub struct Session {
     next: Seq,
     highest_sent: Seq,
     acknowledged: Seq,
+    /// Accepted without a gap, counting from where this connection resumed; behind `acknowledged` within the overlap.
+    reached: Seq,
+    /// Where `acknowledged` stood before each of this connection's latest messages.
+    recent: VecDeque<Seq>,
     confirmed: Seq,
     told: (Seq, Seq),
     outstanding: VecDeque<Outstanding>,
@@ -190,6 +199,8 @@ impl Session {
             next: acknowledged + 1,
             highest_sent: acknowledged,
             acknowledged,
+            reached: acknowledged,
+            recent: VecDeque::new(),
             confirmed,
             told,
             outstanding: VecDeque::new(),
@@ -307,7 +318,7 @@ impl Session {
     /// Asks for records to be sent once more. Clamped to what was sent before; false when there is nothing to send
     /// or too many requests wait already.
     pub fn replay(&mut self, from: Seq, to: Seq) -> bool {
-        let (from, to) = (from.max(1), to.min(self.next.saturating_sub(1)));
+        let (from, to) = (from.max(1), to.min(self.acknowledged.max(self.next.saturating_sub(1))));
         if from > to || self.replays.len() >= MAX_REPLAYS {
             return false;
         }
@@ -480,10 +491,17 @@ impl Session {
         for message in &self.outstanding {
             if let Tag::Records(range) = &message.tag {
                 match message.verdict {
-                    Some(Verdict::Accepted) if *range.start() <= self.acknowledged + 1 => {
-                        self.acknowledged = self.acknowledged.max(*range.end());
+                    Some(Verdict::Accepted) if *range.start() <= self.reached + 1 => {
+                        self.reached = self.reached.max(*range.end());
                     }
                     _ => break,
+                }
+                if self.reached > self.acknowledged {
+                    if self.recent.len() >= OVERLAP {
+                        self.recent.pop_front();
+                    }
+                    self.recent.push_back(self.acknowledged);
+                    self.acknowledged = self.reached;
                 }
             }
         }
@@ -500,7 +518,7 @@ impl Session {
             for resolved in self.outstanding.iter_mut().filter(|o| o.verdict.is_some()) {
                 resolved.tag = Tag::Own; // it still occupies its packet id, but says nothing about records any more
             }
-            self.next = self.acknowledged + 1;
+            self.next = self.reached + 1;
         }
     }
 
@@ -517,7 +535,15 @@ impl Session {
                 self.replays.push_front(range);
             }
         }
-        self.next = self.acknowledged + 1;
+        // A connection that was lost within the overlap goes on where it was, so that short ones make progress too.
+        if self.reached >= self.acknowledged {
+            self.reached = self.recent.front().copied().unwrap_or(self.acknowledged);
+        }
+        if self.confirm == Confirm::Billing {
+            self.reached = self.reached.max(self.confirmed);
+        }
+        self.recent.clear();
+        self.next = self.reached + 1;
         self.careful = true;
         self.rewind = false;
         self.desync = None;
@@ -544,7 +570,8 @@ impl Session {
             // Who has committed a record has received it, whatever became of the broker's own word.
             self.confirmed = self.confirmed.max(receipt.confirmed_seq);
             self.acknowledged = self.acknowledged.max(self.confirmed);
-            self.next = self.next.max(self.acknowledged + 1);
+            self.reached = self.reached.max(self.confirmed);
+            self.next = self.next.max(self.confirmed + 1);
             self.settle();
         }
     }

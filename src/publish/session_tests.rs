@@ -257,6 +257,26 @@ fn a_replay_goes_in_between_and_moves_no_cursor() {
 }
 
 #[test]
+fn a_lost_connection_repeats_its_last_messages_but_short_ones_still_get_ahead() {
+    let mut now = Instant::now();
+    let mut s = session(Confirm::Broker, 100_000, now);
+    let mut sent_to = Vec::new();
+    for _ in 0..6 {
+        bring_up(&mut s, 1, now);
+        for pkid in 1..=3 {
+            let sent = send_all(&mut s, 10, pkid, now);
+            s.handle(Event::Acknowledged(pkid, Verdict::Accepted), now);
+            let Some((_, Tag::Records(range))) = sent.into_iter().next() else { panic!("records are sent") };
+            sent_to.push(*range.end());
+        }
+        s.handle(Event::Down { random: 0 }, now);
+        now = at(now, 1_000);
+    }
+    assert_eq!(sent_to, [10, 20, 30, 10, 20, 30, 40, 50, 60, 40, 50, 60, 70, 80, 90, 70, 80, 90]);
+    assert_eq!(s.acknowledged_seq(), 90, "the cursor never goes back");
+}
+
+#[test]
 fn a_skipped_record_is_passed_in_its_turn() {
     let now = Instant::now();
     let mut s = session(Confirm::Broker, 3, now);

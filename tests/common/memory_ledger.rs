@@ -1,5 +1,7 @@
 //! A ledger in memory with just enough of the promise for the publisher: lines, a head, cursors, sessions.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
+
 use std::{
     ops::Range,
     sync::{

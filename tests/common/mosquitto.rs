@@ -1,5 +1,7 @@
 //! A real Mosquitto on a free port, with a configuration of its own: started, killed, started again.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
+
 use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
