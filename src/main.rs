@@ -1,1 +1,2 @@
+//! meter-gateway
 fn main() {}
