@@ -1,6 +1,9 @@
 //! Every built-in profile against its data file in `tests/profiles/`: words in, readings out. A profile without
 //! its file, or a point that no case expects, fails. And the published Modbus frames in `tests/fixtures/`.
 
+// Helpers of tests may fail like tests, and take what they are given.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::trivially_copy_pass_by_ref)]
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use meter_gateway::{

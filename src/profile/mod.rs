@@ -9,6 +9,7 @@ mod decode;
 mod load;
 mod order;
 mod plan;
+mod section;
 
 pub use catalogue::Catalogue;
 pub use decode::{Decoded, decode, encode};

@@ -1,0 +1,380 @@
+//! One table of a profile's file, read key by key: what is wrong is noted with its place, and reading goes on.
+//!
+//! Knows keys, ranges and formats of single values; what the tables mean together is `load`'s affair.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::de::DeserializeOwned;
+use toml::{Table as Toml, Value};
+
+use super::{ByteOrder, Cell, Encoding, Kind, ProfileFault, Register, decode::exponent};
+use crate::{
+    model::{Dec, PointName, Unit},
+    protocol::modbus::Table,
+};
+
+/// Most digits of a display: 18 keep the capacity and its differences exact, and no meter has more.
+const MAX_DIGITS: i64 = 18;
+/// Most letters that two keys may differ in for one to be suggested for the other.
+const TYPO_LETTERS: usize = 2;
+const TABLES: &str = "input (function 04) or holding (function 03)";
+const KINDS: &str = "u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32, bcd64, bits16 or bits32";
+
+pub(super) struct Faults<'a> {
+    pub(super) file: &'a str,
+    pub(super) list: Vec<ProfileFault>,
+}
+
+impl Faults<'_> {
+    pub(super) fn add(&mut self, place: &str, message: &str, hint: Option<&str>) {
+        self.list.push(ProfileFault {
+            file: self.file.to_owned(),
+            place: place.to_owned(),
+            message: message.to_owned(),
+            hint: hint.map(str::to_owned),
+        });
+    }
+}
+
+/// One table of the file, read key by key; what is wrong is noted and reading goes on.
+pub(super) struct Section<'a, 'f> {
+    toml: &'a Toml,
+    prefix: String,
+    faults: &'a mut Faults<'f>,
+}
+
+impl<'a, 'f> Section<'a, 'f> {
+    pub(super) fn new(toml: &'a Toml, prefix: String, known: &[&str], faults: &'a mut Faults<'f>) -> Self {
+        for key in toml.keys().filter(|key| !known.contains(&key.as_str())) {
+            let near = known.iter().map(|known| (distance(key, known), *known)).min();
+            let hint = match near {
+                Some((letters, known)) if letters <= TYPO_LETTERS => format!("did you mean {known}?"),
+                _ => format!("known keys: {}", known.join(", ")),
+            };
+            faults.add(&format!("{prefix}{key}"), "unknown key", Some(&hint));
+        }
+        Section { toml, prefix, faults }
+    }
+
+    pub(super) fn fault(&mut self, key: &str, message: &str, hint: Option<&str>) {
+        self.faults.add(&format!("{}{key}", self.prefix), message, hint);
+    }
+
+    fn missing(&mut self, key: &str, expected: &str) {
+        self.fault(key, &format!("missing: expected {expected}"), None);
+    }
+
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        match self.toml.get(key) {
+            Some(Value::String(text)) if !text.trim().is_empty() => Some(text.clone()),
+            Some(Value::String(_)) => {
+                self.fault(key, "is empty", None);
+                None
+            }
+            Some(other) => {
+                self.fault(key, &format!("expected a text, not {}", other.type_str()), None);
+                None
+            }
+            None => {
+                self.missing(key, "a text");
+                None
+            }
+        }
+    }
+
+    pub(super) fn parsed<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        key: &str,
+        text: &str,
+    ) -> Option<T> {
+        text.parse().map_err(|error: T::Err| self.fault(key, &error.to_string(), None)).ok()
+    }
+
+    pub(super) fn one_of<T: DeserializeOwned>(&mut self, key: &str, expected: &str) -> Option<T> {
+        let Some(value) = self.toml.get(key) else {
+            self.missing(key, expected);
+            return None;
+        };
+        let found = value.clone().try_into().ok();
+        if found.is_none() {
+            self.fault(key, &format!("{value} is not known: expected {expected}"), None);
+        }
+        found
+    }
+
+    pub(super) fn whole(&mut self, key: &str, least: i64, most: i64, default: Option<i64>) -> Option<i64> {
+        let expected = format!("a whole number from {least} to {most}");
+        match self.toml.get(key) {
+            Some(Value::Integer(n)) if (least..=most).contains(n) => Some(*n),
+            Some(other) => {
+                self.fault(key, &format!("{other} is out of place: expected {expected}"), None);
+                None
+            }
+            None if default.is_some() => default,
+            None => {
+                self.missing(key, &expected);
+                None
+            }
+        }
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
+        match self.toml.get(key) {
+            None => Some(false),
+            Some(Value::Boolean(flag)) => Some(*flag),
+            Some(other) => {
+                self.fault(key, &format!("expected true or false, not {}", other.type_str()), None);
+                None
+            }
+        }
+    }
+
+    /// A decimal above zero; it is text in the file, so that no float comes between.
+    fn decimal(&mut self, key: &str, default: Option<Dec>) -> Option<Dec> {
+        let value = match self.toml.get(key) {
+            None if default.is_some() => return default,
+            None => {
+                self.missing(key, "a decimal in quotes, such as \"0.01\"");
+                return None;
+            }
+            Some(Value::String(text)) => self.parsed::<Dec>(key, text)?,
+            Some(other) => {
+                let hint = format!("write {key} = \"{other}\"");
+                let message = format!("expected a decimal in quotes, not {}", other.type_str());
+                self.fault(key, &message, Some(&hint));
+                return None;
+            }
+        };
+        if value.is_zero() || value.is_negative() {
+            self.fault(key, &format!("{value} must be above 0"), None);
+            return None;
+        }
+        Some(value)
+    }
+
+    pub(super) fn check_id(&mut self, id: &str) {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if !id.chars().all(plain) {
+            self.fault("id", &format!("{id:?} is not a profile id: expected a-z 0-9 -"), None);
+        }
+        let name = self.faults.file.rsplit(['/', '\\']).next().unwrap_or_default();
+        if let Some(stem) = name.strip_suffix(".toml")
+            && stem != id
+        {
+            let hint = format!("name the file {id}.toml");
+            self.fault("id", &format!("{id:?} is not the name of its file, {name}"), Some(&hint));
+        }
+    }
+
+    pub(super) fn check_unit(&mut self, name: &PointName, unit: Unit) {
+        if let Some(expected) = contract_unit(name.as_str())
+            && expected != unit
+        {
+            let hint = "let scale bring the value to that unit, or choose another name";
+            self.fault("unit", &format!("{name} is given in {expected}, not in {unit}"), Some(hint));
+        }
+    }
+
+    pub(super) fn cell(&mut self, limit: Option<u16>, even: bool) -> Option<Cell> {
+        let table = self.one_of::<Table>("table", TABLES);
+        let address = self.whole("address", 0, 0xFFFF, None).and_then(|n| u16::try_from(n).ok());
+        let kind = self.one_of::<Kind>("kind", KINDS);
+        let scale = self.decimal("scale", Some(Dec::ONE));
+        // Everything below depends on the kind.
+        let kind = kind?;
+        let words = kind.words();
+        if let Some(address) = address
+            && u32::from(address) + u32::from(words) > 0x1_0000
+        {
+            self.fault(
+                "address",
+                &format!("{words} words from {address:#06X} pass the end of the table, 0xFFFF"),
+                None,
+            );
+        }
+        let asked = if even { words.next_multiple_of(2) } else { words };
+        if let Some(limit) = limit.filter(|limit| *limit < asked) {
+            self.fault("kind", &format!("needs a request of {asked} words, but max_words is {limit}"), None);
+        }
+        if let Some(scale) = scale {
+            if is_float(kind) && exponent(scale).is_none() {
+                let hint = "a float keeps its digits only when the point is moved";
+                self.fault(
+                    "scale",
+                    &format!("{scale} is not a power of ten, and the cell is a float"),
+                    Some(hint),
+                );
+            }
+            if is_bits(kind) && scale != Dec::ONE {
+                self.fault("scale", "a status word is not scaled", None);
+            }
+        }
+        let order = self.order(words);
+        let sentinels = self.sentinels(words);
+        let bits = self.bits(kind);
+        Some(Cell {
+            table: table?,
+            address: address?,
+            encoding: Encoding { kind, order: order?, bits: bits? },
+            scale: scale?,
+            sentinels: sentinels?,
+        })
+    }
+
+    fn order(&mut self, words: u16) -> Option<ByteOrder> {
+        let text = if words == 1 && !self.toml.contains_key("order") {
+            "AB".to_owned()
+        } else {
+            self.text("order")?
+        };
+        let order: ByteOrder = self.parsed("order", &text)?;
+        let bytes = usize::from(words) * 2;
+        if order.bytes() != bytes {
+            self.fault(
+                "order",
+                &format!("{text} orders {} bytes, the cell has {bytes}", order.bytes()),
+                None,
+            );
+            return None;
+        }
+        Some(order)
+    }
+
+    fn sentinels(&mut self, words: u16) -> Option<Vec<Vec<u8>>> {
+        let Some(value) = self.toml.get("sentinels") else { return Some(Vec::new()) };
+        let Value::Array(list) = value else {
+            self.fault("sentinels", "expected a list of texts such as [\"0xFFFFFFFF\"]", None);
+            return None;
+        };
+        let bytes = usize::from(words) * 2;
+        let mut sentinels = Vec::new();
+        for (item, number) in list.iter().zip(1..) {
+            match item.as_str().and_then(from_hex) {
+                Some(sentinel) if sentinel.len() == bytes => sentinels.push(sentinel),
+                _ => {
+                    let message = format!(
+                        "{item} is not 0x and {} hexadecimal digits, the cell's {bytes} bytes in wire order",
+                        bytes * 2
+                    );
+                    self.fault(&format!("sentinels[{number}]"), &message, None);
+                }
+            }
+        }
+        Some(sentinels)
+    }
+
+    fn bits(&mut self, kind: Kind) -> Option<Vec<(u8, String)>> {
+        let Some(value) = self.toml.get("bits") else { return Some(Vec::new()) };
+        let Value::Table(table) = value else {
+            self.fault("bits", "expected a table such as { \"0\" = \"empty_pipe\" }", None);
+            return None;
+        };
+        if !is_bits(kind) {
+            self.fault("bits", "only bits16 and bits32 have named bits", None);
+            return None;
+        }
+        let last = kind.words() * 16 - 1;
+        let mut bits = BTreeMap::new();
+        let mut names: Vec<String> = Vec::new();
+        for (key, name) in table {
+            let place = format!("bits.{key}");
+            let Some(bit) = key.parse::<u8>().ok().filter(|bit| u16::from(*bit) <= last) else {
+                self.fault(
+                    &place,
+                    &format!("{key} is not a bit: expected 0 (least significant) to {last}"),
+                    None,
+                );
+                continue;
+            };
+            match name.as_str().map(str::parse::<PointName>) {
+                Some(Ok(name)) if !names.contains(&name.to_string()) => {
+                    names.push(name.to_string());
+                    if bits.insert(bit, name.to_string()).is_some() {
+                        self.fault(&place, &format!("bit {bit} is named twice"), None);
+                    }
+                }
+                Some(Ok(name)) => self.fault(&place, &format!("{name} already names another bit"), None),
+                _ => {
+                    self.fault(&place, &format!("{name} is not a name: expected 1 to 48 of a-z 0-9 _"), None);
+                }
+            }
+        }
+        Some(bits.into_iter().collect())
+    }
+
+    pub(super) fn register(&mut self, name: &PointName) -> Option<Register> {
+        let digits = self.whole("digits", 1, MAX_DIGITS, None);
+        let decimals = self.whole("decimals", 0, MAX_DIGITS - 1, None);
+        let max_per_hour = self.decimal("max_per_hour", None);
+        let (digits, decimals) = (digits?, decimals?);
+        if decimals >= digits {
+            self.fault(
+                "decimals",
+                &format!("{decimals} of {digits} digits leave none before the point of {name}"),
+                None,
+            );
+            return None;
+        }
+        let capacity = i32::try_from(digits - decimals).ok().and_then(Dec::power_of_ten)?;
+        let max_per_hour = max_per_hour?;
+        if max_per_hour >= capacity {
+            let message = format!("{max_per_hour} in an hour would pass the whole register, {capacity}");
+            self.fault("max_per_hour", &message, Some("check digits, decimals and the rating"));
+        }
+        Some(Register { capacity, max_per_hour })
+    }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.strip_prefix("0x")?;
+    if digits.len() % 2 != 0 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
+}
+
+/// Letters to change, add or drop to turn one word into the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (line, from) in a.chars().enumerate() {
+        let mut next = vec![line + 1];
+        for (to, (above_left, above)) in b.iter().zip(row.iter().zip(row.iter().skip(1))) {
+            let left = next.last().copied().unwrap_or_default();
+            next.push((above_left + usize::from(from != *to)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// The unit that a name of the contract (or one of its family) carries.
+fn contract_unit(name: &str) -> Option<Unit> {
+    let families = [
+        ("energy_reactive_", Unit::KilovarHour),
+        ("energy_", Unit::KilowattHour),
+        ("heat_energy_", Unit::KilowattHour),
+        ("cold_energy_", Unit::KilowattHour),
+        ("power_factor_", Unit::One),
+        ("power_active_", Unit::Watt),
+        ("demand_max", Unit::Watt),
+        ("heat_power", Unit::Watt),
+        ("voltage_", Unit::Volt),
+        ("battery_voltage", Unit::Volt),
+        ("current_", Unit::Ampere),
+        ("frequency", Unit::Hertz),
+        ("volume_flow", Unit::CubicMetrePerHour),
+        ("volume_", Unit::CubicMetre),
+        ("temperature_", Unit::Celsius),
+        ("meter_status", Unit::One),
+    ];
+    families.iter().find(|(family, _)| name.starts_with(family)).map(|(_, unit)| *unit)
+}
+
+pub(super) fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::F32 | Kind::F64)
+}
+
+pub(super) fn is_bits(kind: Kind) -> bool {
+    matches!(kind, Kind::Bits16 | Kind::Bits32)
+}
