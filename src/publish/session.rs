@@ -142,7 +142,6 @@ struct Outstanding {
 /// The publisher's mind.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools)] // each is a fact of its own; together they are no state of anything
-#[allow(clippy::struct_excessive_bools)] // independent facts, not a state
 pub struct Session {
     ledger: String,
     confirm: Confirm,
