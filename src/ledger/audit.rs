@@ -57,7 +57,12 @@ pub fn audit(
 }
 
 /// Writes the records `from..=to` as JSON lines, each verified first; what is damaged is left out and reported.
-pub fn export(data_dir: &Path, from: Seq, to: Option<Seq>, out: &mut dyn Write) -> Result<Report, LedgerError> {
+pub fn export(
+    data_dir: &Path,
+    from: Seq,
+    to: Option<Seq>,
+    out: &mut dyn Write,
+) -> Result<Report, LedgerError> {
     let report = walk(data_dir, from, to, &mut |_, _| (), &mut |_, line| {
         out.write_all(line)?;
         out.write_all(b"\n")
@@ -110,7 +115,8 @@ fn walk(
         };
         let prev = arrive(&meta, first, before.take(), from, &dir, &mut report);
         // A file ends before the next one, or before the records between them that were pruned.
-        let last = next.map_or(Seq::MAX, |next| meta.pruned_at(next - 1).map_or(next - 1, |range| range.first - 1));
+        let last =
+            next.map_or(Seq::MAX, |next| meta.pruned_at(next - 1).map_or(next - 1, |range| range.first - 1));
         let mut walk = Walk { next: first, prev, last };
         let mut damaged = 0;
         while let Some(chunk) = lines.next_chunk().map_err(io_error(&path))? {

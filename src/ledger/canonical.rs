@@ -106,7 +106,8 @@ mod tests {
             "{\"\\r\":\"Carriage Return\",\"1\":\"One\",\"\u{80}\":\"Control\",\"\u{f6}\":\"Latin Small Letter O With Diaeresis\",\
              \"\u{20ac}\":\"Euro Sign\",\"\u{1f600}\":\"Emoji: Grinning Face\",\"\u{fb33}\":\"Hebrew Letter Dalet With Dagesh\"}"
         );
-        let value = json!({"b": [1, -2, null, true, false, {}], "a": "\u{0}\u{8}\t\n\u{c}\r\u{1f}\"\\/é\u{7f}"});
+        let value =
+            json!({"b": [1, -2, null, true, false, {}], "a": "\u{0}\u{8}\t\n\u{c}\r\u{1f}\"\\/é\u{7f}"});
         assert_eq!(
             text(&value).unwrap(),
             "{\"a\":\"\\u0000\\b\\t\\n\\f\\r\\u001f\\\"\\\\/é\u{7f}\",\"b\":[1,-2,null,true,false,{}]}"

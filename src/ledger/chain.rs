@@ -81,7 +81,10 @@ pub fn seal(draft: &Draft, seq: Seq, prev: &str) -> Result<Sealed, LedgerError> 
     bytes.clear();
     canonical::write_object(&mut bytes, &record).map_err(refused)?;
     if bytes.len() > MAX_LINE {
-        return Err(LedgerError::Refused(format!("it is {} bytes long; expected at most {MAX_LINE}", bytes.len())));
+        return Err(LedgerError::Refused(format!(
+            "it is {} bytes long; expected at most {MAX_LINE}",
+            bytes.len()
+        )));
     }
     Ok(Sealed { bytes: bytes.into(), hash, facts })
 }
@@ -131,9 +134,11 @@ fn facts(record: &Map<String, Value>) -> Facts {
     let text = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or_default();
     let kind = text("type").to_owned();
     let reading = match millis(text("scheduled_at")) {
-        Some(at_ms) if kind == "reading" => {
-            Some(ReadingFacts { meter: text("meter").to_owned(), at_ms, missing: text("origin") == "missing" })
-        }
+        Some(at_ms) if kind == "reading" => Some(ReadingFacts {
+            meter: text("meter").to_owned(),
+            at_ms,
+            missing: text("origin") == "missing",
+        }),
         _ => None,
     };
     Facts { kind, recorded_ms: millis(text("recorded_at")).unwrap_or_default(), reading }
@@ -187,7 +192,10 @@ impl Walk {
             Some(format!("seq {} to {} are missing before seq {seq}", self.next, seq - 1))
         } else {
             self.prev.as_ref().filter(|prev| **prev != verified.prev).map(|prev| {
-                format!("seq {seq} names {} as its predecessor; the record before it has {prev}", verified.prev)
+                format!(
+                    "seq {seq} names {} as its predecessor; the record before it has {prev}",
+                    verified.prev
+                )
             })
         };
         self.next = seq + 1;
@@ -215,7 +223,7 @@ mod tests {
             "{{\"change\":\"test\",\"clock\":\"synced\",\"n\":7,\"note\":\"表\",\"prev\":\"{GENESIS}\",\"recorded_at\":\"2026-11-01T00:00:00.500Z\",\"seq\":1,\"type\":\"change\"}}"
         );
         assert_eq!(sealed.hash, sha256_hex(body.as_bytes()));
-        assert_eq!(sealed.hash, "GOLDEN");
+        assert_eq!(sealed.hash, "99f6378540e1a9ad42cb3a6afd18531c653a2b9c49ac7183b7a6ef00e4d8c28f");
         let line = body.replace("\"n\":7", &format!("\"hash\":\"{}\",\"n\":7", sealed.hash));
         assert_eq!(sealed.bytes, line.as_bytes());
         let verified = verify_line(&sealed.bytes).unwrap();
@@ -260,7 +268,10 @@ mod tests {
             .collect();
         let faults = |order: &[usize]| -> usize {
             let mut walk = Walk { next: 1, prev: Some(GENESIS.into()), last: Seq::MAX };
-            order.iter().filter(|i| !matches!(walk.step(&lines[**i]), Step::Record { fault: None, .. })).count()
+            order
+                .iter()
+                .filter(|i| !matches!(walk.step(&lines[**i]), Step::Record { fault: None, .. }))
+                .count()
         };
         assert_eq!(faults(&[0, 1, 2, 3]), 0);
         assert_eq!(faults(&[0, 2, 3]), 1);

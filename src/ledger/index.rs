@@ -65,7 +65,8 @@ impl Index {
                 Err(reason) => reason,
             };
             match set_aside(data_dir) {
-                Ok(to) => reports.push(format!("{reason}; set aside as {} and built again from the ledger", to.display())),
+                Ok(to) => reports
+                    .push(format!("{reason}; set aside as {} and built again from the ledger", to.display())),
                 Err(error) => {
                     reports.push(format!("{reason}; going on without an index: {error}"));
                     return (None, reports);
@@ -80,7 +81,9 @@ impl Index {
         match self.get(b"id")? {
             Some(id) if id == mine.as_bytes() => Ok(()),
             Some(_) => Err(IndexError("belongs to another ledger or layout".into())),
-            None if guarded(|| Ok(self.db.is_empty()))? => self.put(vec![(b"id".to_vec(), mine.into_bytes())]),
+            None if guarded(|| Ok(self.db.is_empty()))? => {
+                self.put(vec![(b"id".to_vec(), mine.into_bytes())])
+            }
             None => Err(IndexError("has lost its id".into())),
         }
     }
@@ -110,7 +113,8 @@ impl Index {
             .collect();
         pairs.push((key(b'o', first, ""), pack_sparse(first, &summary.sparse)));
         self.put(pairs)?;
-        let entry = Entry { header: summary.header.clone(), meters: summary.meters.keys().cloned().collect() };
+        let entry =
+            Entry { header: summary.header.clone(), meters: summary.meters.keys().cloned().collect() };
         let entry = serde_json::to_vec(&entry).map_err(|error| IndexError(error.to_string()))?;
         self.put(vec![(key(b's', first, ""), entry)])
     }
@@ -119,10 +123,13 @@ impl Index {
     pub fn forget(&self, first: Seq) -> Result<(), IndexError> {
         guarded(|| {
             for prefix in [b's', b'o', b'm'] {
-                let keys: Vec<_> = self.db.scan_prefix(key(prefix, first, "")).keys().collect::<Result<_, _>>()?;
+                let keys: Vec<_> =
+                    self.db.scan_prefix(key(prefix, first, "")).keys().collect::<Result<_, _>>()?;
                 for part in keys.chunks(BATCH_KEYS) {
                     let mut batch = sled::Batch::default();
-                    part.iter().for_each(|key| batch.remove(key));
+                    for key in part {
+                        batch.remove(key);
+                    }
                     self.db.apply_batch(batch)?;
                 }
             }
@@ -132,7 +139,10 @@ impl Index {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
         let Some(bytes) = guarded(|| self.db.get(key))? else { return Ok(None) };
-        Ok(bytes.split_last_chunk::<CHECK_BYTES>().filter(|(value, sum)| check(key, value) == **sum).map(|(value, _)| value.to_vec()))
+        Ok(bytes
+            .split_last_chunk::<CHECK_BYTES>()
+            .filter(|(value, sum)| check(key, value) == **sum)
+            .map(|(value, _)| value.to_vec()))
     }
 
     fn put(&self, pairs: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), IndexError> {
@@ -189,7 +199,11 @@ pub fn set_aside(data_dir: &Path) -> std::io::Result<PathBuf> {
     let mut old: Vec<u64> = Vec::new();
     for entry in fs::read_dir(data_dir)? {
         let name = entry?.file_name();
-        old.extend(name.to_str().and_then(|name| name.strip_prefix("index.damaged-")).and_then(|n| n.parse::<u64>().ok()));
+        old.extend(
+            name.to_str()
+                .and_then(|name| name.strip_prefix("index.damaged-"))
+                .and_then(|n| n.parse::<u64>().ok()),
+        );
     }
     old.sort_unstable();
     let to = data_dir.join(format!("index.damaged-{}", old.last().map_or(1, |n| n + 1)));

@@ -77,10 +77,11 @@ impl Ledger for MemoryLedger {
         let skip = usize::try_from(from.saturating_sub(1)).unwrap_or(usize::MAX);
         let mut bytes = 0;
         let inner = self.inner();
-        let fits = inner.lines.iter().skip(skip).take(max_records).enumerate().take_while(|(i, (line, _))| {
-            bytes += line.bytes.len();
-            *i == 0 || bytes <= max_bytes
-        });
+        let fits =
+            inner.lines.iter().skip(skip).take(max_records).enumerate().take_while(|(i, (line, _))| {
+                bytes += line.bytes.len();
+                *i == 0 || bytes <= max_bytes
+            });
         Ok(fits.map(|(_, (line, _))| line.clone()).collect())
     }
 

@@ -46,9 +46,10 @@ impl Meta {
     /// A new ledger.
     pub fn create(now: Utc) -> Result<Meta, LedgerError> {
         let mut id = [0_u8; 16];
-        SystemRandom::new()
-            .fill(&mut id)
-            .map_err(|_| LedgerError::Io { path: META.into(), error: io::Error::other("no randomness for the ledger id") })?;
+        SystemRandom::new().fill(&mut id).map_err(|_| LedgerError::Io {
+            path: META.into(),
+            error: io::Error::other("no randomness for the ledger id"),
+        })?;
         Ok(Meta { id: hex(&id), created: now, pruned: Vec::new() })
     }
 
@@ -112,7 +113,9 @@ struct Checked {
 
 /// A flipped digit must not look like a cursor further on: that would lose records.
 fn check(ledger: &str, cursors: &Cursors) -> String {
-    sha256_hex(format!("{ledger} {} {} {}", cursors.acknowledged, cursors.confirmed, cursors.session).as_bytes())
+    sha256_hex(
+        format!("{ledger} {} {} {}", cursors.acknowledged, cursors.confirmed, cursors.session).as_bytes(),
+    )
 }
 
 impl Cursors {
@@ -121,7 +124,8 @@ impl Cursors {
         let path = dir.join(CURSORS);
         let name = path.display();
         let text = fs::read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
-        let checked: Checked = serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
+        let checked: Checked =
+            serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
         if checked.ledger != ledger {
             return Err(format!("cursors {name}: of ledger {}; expected {ledger}", checked.ledger));
         }
@@ -159,7 +163,12 @@ mod tests {
     fn pruned_neighbours_are_merged() {
         let mut meta = Meta::create(Utc::default()).unwrap();
         assert_eq!(meta.id.len(), 32);
-        let range = |first: Seq, last: Seq| Pruned { first, last, prev_hash: format!("h{}", first - 1), last_hash: format!("h{last}") };
+        let range = |first: Seq, last: Seq| Pruned {
+            first,
+            last,
+            prev_hash: format!("h{}", first - 1),
+            last_hash: format!("h{last}"),
+        };
         for part in [range(1, 5), range(11, 20), range(6, 10)] {
             meta.note(part);
         }

@@ -42,7 +42,11 @@ pub fn list(dir: &Path) -> Result<Vec<(Seq, u64)>, LedgerError> {
 }
 
 /// A reader of the first `length` bytes of a segment, from `offset`.
-pub fn lines_from(path: &Path, offset: u64, length: u64) -> Result<Lines<BufReader<io::Take<File>>>, LedgerError> {
+pub fn lines_from(
+    path: &Path,
+    offset: u64,
+    length: u64,
+) -> Result<Lines<BufReader<io::Take<File>>>, LedgerError> {
     let mut file = File::open(path).map_err(io_error(path))?;
     file.seek(SeekFrom::Start(offset)).map_err(io_error(path))?;
     Ok(Lines::new(BufReader::with_capacity(MAX_LINE, file.take(length.saturating_sub(offset))), offset))
@@ -62,7 +66,13 @@ pub struct Scan {
 }
 
 /// Reads a segment from end to end. `prev` is the hash before it when known, `last` a bound of its records.
-pub fn scan(path: &Path, first: Seq, last: Seq, length: u64, prev: Option<String>) -> Result<Scan, LedgerError> {
+pub fn scan(
+    path: &Path,
+    first: Seq,
+    last: Seq,
+    length: u64,
+    prev: Option<String>,
+) -> Result<Scan, LedgerError> {
     let mut lines = lines_from(path, 0, length)?;
     let mut walk = Walk { next: first, prev, last };
     let mut scan = Scan { summary: Summary::new(first), good: 0, unterminated: false, tail: 0 };
@@ -71,14 +81,23 @@ pub fn scan(path: &Path, first: Seq, last: Seq, length: u64, prev: Option<String
         match walk.step(lines.bytes()) {
             Step::Record { verified, fault } => {
                 let (at, detail) = match (pending.take(), fault) {
-                    (Some((at, detail)), fault) => (at, Some(fault.map_or(detail.clone(), |fault| format!("{detail}; {fault}")))),
+                    (Some((at, detail)), fault) => {
+                        (at, Some(fault.map_or(detail.clone(), |fault| format!("{detail}; {fault}"))))
+                    }
                     (None, fault) => (chunk.offset, fault),
                 };
                 if let Some(detail) = detail {
                     note(&mut scan.summary, path, at, &detail);
                 }
                 let bytes = chunk.end - chunk.offset;
-                scan.summary.add(verified.seq, chunk.offset, bytes, &verified.hash, &verified.prev, &verified.facts);
+                scan.summary.add(
+                    verified.seq,
+                    chunk.offset,
+                    bytes,
+                    &verified.hash,
+                    &verified.prev,
+                    &verified.facts,
+                );
                 (scan.good, scan.unterminated) = (chunk.end, !chunk.terminated);
             }
             Step::Bad(detail) => {

@@ -126,15 +126,12 @@ impl State {
     /// Notes that `place`, in the segment `first`, is now the latest reading of `meter`.
     pub fn note_latest(&mut self, meter: &str, first: Seq, place: Place) {
         let good = if place.missing { None } else { Some(Good::At(first, place)) };
-        match self.latest.get_mut(meter) {
-            Some(latest) => {
-                latest.slot_ms = place.at_ms;
-                latest.good = good.unwrap_or(latest.good);
-            }
-            None => {
-                let latest = Latest { slot_ms: place.at_ms, good: good.unwrap_or(Good::Unknown) };
-                self.latest.insert(meter.to_owned(), latest);
-            }
+        if let Some(latest) = self.latest.get_mut(meter) {
+            latest.slot_ms = place.at_ms;
+            latest.good = good.unwrap_or(latest.good);
+        } else {
+            let latest = Latest { slot_ms: place.at_ms, good: good.unwrap_or(Good::Unknown) };
+            self.latest.insert(meter.to_owned(), latest);
         }
     }
 }
@@ -485,15 +482,13 @@ impl FileLedger {
     }
 
     fn offset(&self, source: &Source, seq: Seq) -> Result<u64, LedgerError> {
-        match &source.sealed {
-            Some(sealed) => self.shared.sparse_offset(sealed, seq),
-            None => {
-                let state = self.shared.state();
-                // It may have been sealed since: then from its beginning, once.
-                let same = state.open.header.first == source.first;
-                Ok(if same { Summary::offset_before(&state.open.sparse, seq) } else { 0 })
-            }
+        if let Some(sealed) = &source.sealed {
+            return self.shared.sparse_offset(sealed, seq);
         }
+        let state = self.shared.state();
+        // It may have been sealed since: then from its beginning, once.
+        let same = state.open.header.first == source.first;
+        Ok(if same { Summary::offset_before(&state.open.sparse, seq) } else { 0 })
     }
 
     fn places(&self, source: &Source, meter: &str) -> Result<Vec<Place>, LedgerError> {
@@ -508,7 +503,12 @@ impl FileLedger {
     }
 
     /// One page of the readings of one segment.
-    fn readings_of(&self, source: &Source, query: &ReadingQuery, page: &mut Vec<Line>) -> Result<(), LedgerError> {
+    fn readings_of(
+        &self,
+        source: &Source,
+        query: &ReadingQuery,
+        page: &mut Vec<Line>,
+    ) -> Result<(), LedgerError> {
         let (from, to) = (query.from.map(ceil_ms), query.to.map(ceil_ms));
         let wanted = |at_ms: i64| from.is_none_or(|from| at_ms >= from) && to.is_none_or(|to| at_ms < to);
         if let Some(known) = source.sealed.as_ref().and_then(|sealed| sealed.known.get()) {
@@ -527,7 +527,11 @@ impl FileLedger {
                 match read_place(&source.path, *place) {
                     Ok(line) => page.push(line),
                     Err(LedgerError::Damaged { detail, .. }) => {
-                        self.shared.report(format!("ledger {}: seq {}: {detail}", source.path.display(), place.seq));
+                        self.shared.report(format!(
+                            "ledger {}: seq {}: {detail}",
+                            source.path.display(),
+                            place.seq
+                        ));
                     }
                     Err(error) => return Err(error),
                 }
@@ -648,7 +652,10 @@ impl Ledger for FileLedger {
                     Ok(verified) if verified.seq < next => continue,
                     Ok(verified) if verified.seq == next => verified,
                     Ok(verified) => {
-                        bad.get_or_insert((chunk.offset, format!("seq {} stands in its place", verified.seq)));
+                        bad.get_or_insert((
+                            chunk.offset,
+                            format!("seq {} stands in its place", verified.seq),
+                        ));
                         break;
                     }
                     Err(detail) => {
@@ -666,7 +673,8 @@ impl Ledger for FileLedger {
             }
             if next <= source.last {
                 if page.is_empty() {
-                    let (offset, detail) = bad.unwrap_or((source.bytes, "the record is not in its segment".into()));
+                    let (offset, detail) =
+                        bad.unwrap_or((source.bytes, "the record is not in its segment".into()));
                     return Err(LedgerError::Damaged {
                         path: source.path.display().to_string(),
                         offset,
@@ -687,7 +695,9 @@ impl Ledger for FileLedger {
         match read_place(&segment_path(&self.shared.dir, first), place) {
             Ok(line) => Ok(Some(line)),
             // Pruned between finding and reading: then there is none any more, older ones went before it.
-            Err(_) if !self.shared.state().sealed.contains_key(&first) && self.first() > place.seq => Ok(None),
+            Err(_) if !self.shared.state().sealed.contains_key(&first) && self.first() > place.seq => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -778,12 +788,13 @@ fn read_place(path: &Path, place: Place) -> Result<Line, LedgerError> {
 
 /// Slots are kept in ms: of two moments in one ms the later one begins with the next.
 fn ceil_ms(at: Utc) -> i64 {
-    at.timestamp_millis() + i64::from(at.timestamp_subsec_nanos() % 1_000_000 > 0)
+    at.timestamp_millis() + i64::from(!at.timestamp_subsec_nanos().is_multiple_of(1_000_000))
 }
 
 fn take_lock(data_dir: &Path) -> Result<File, LedgerError> {
     let path = data_dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(&path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(LedgerError::Busy { path: data_dir.display().to_string() }),
@@ -800,6 +811,8 @@ fn load_meta(dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
         return Err(io_error(&dir.join("ledger.json"))(io::Error::other(detail)));
     }
     let meta = Meta::create(now)?;
+    // First the cursors: a ledger without them is one that has lost them.
+    Cursors::default().store(dir, &meta.id)?;
     meta.store(dir)?;
     Ok(meta)
 }
@@ -829,13 +842,24 @@ fn open_segments(
             Some(range) => range.first - 1,
             None => next - 1,
         };
-        let segment = Sealed { first: *first, last, path: segment_path(dir, *first), bytes: *bytes, known: OnceLock::new() };
+        let segment = Sealed {
+            first: *first,
+            last,
+            path: segment_path(dir, *first),
+            bytes: *bytes,
+            known: OnceLock::new(),
+        };
         sealed.insert(*first, Arc::new(segment));
     }
     let kept_from = meta.pruned.first().filter(|range| range.first == 1).map_or(1, |range| range.last + 1);
-    let (first, bytes) = files.last().copied().unwrap_or((meta.pruned.last().map_or(1, |range| range.last + 1), 0));
+    let (first, bytes) =
+        files.last().copied().unwrap_or((meta.pruned.last().map_or(1, |range| range.last + 1), 0));
     if files.first().is_some_and(|(first, _)| *first > kept_from) {
-        reports.push(format!("ledger {}: seq {kept_from} to {} are missing: no segment file", dir.display(), first - 1));
+        reports.push(format!(
+            "ledger {}: seq {kept_from} to {} are missing: no segment file",
+            dir.display(),
+            first - 1
+        ));
     }
     let prev = hash_before(meta, &sealed, first, reports)?;
     let path = segment_path(dir, first);
@@ -845,10 +869,20 @@ fn open_segments(
         scan_open(dir, first, bytes, prev.clone(), reports)?
     };
     let appender = Appender::open(dir, first, good)?;
-    let hash = if open.header.count == 0 { prev.unwrap_or_else(|| GENESIS.into()) } else { open.header.last_hash.clone() };
+    let hash = if open.header.count == 0 {
+        prev.unwrap_or_else(|| GENESIS.into())
+    } else {
+        open.header.last_hash.clone()
+    };
     let head = Head { seq: open.header.last, hash };
-    let mut state =
-        State { sealed, open: Summary::new(first), open_path: path, head, latest: HashMap::new(), names: HashMap::new() };
+    let mut state = State {
+        sealed,
+        open: Summary::new(first),
+        open_path: path,
+        head,
+        latest: HashMap::new(),
+        names: HashMap::new(),
+    };
     for (meter, places) in &open.meters {
         state.number(meter);
         for place in places {
@@ -876,7 +910,10 @@ fn hash_before(
     match segments::last_hash(&segment.path, segment.bytes)? {
         Some((seq, hash)) if seq == before => Ok(Some(hash)),
         _ => {
-            reports.push(format!("ledger {}: its last record, seq {before}, is damaged", segment.path.display()));
+            reports.push(format!(
+                "ledger {}: its last record, seq {before}, is damaged",
+                segment.path.display()
+            ));
             let summary = segments::scan_sealed(&segment.path, segment.first, segment.last, segment.bytes)?;
             Ok(Some(summary.header.last_hash).filter(|hash| !hash.is_empty()))
         }
@@ -909,7 +946,11 @@ fn scan_open(
         Appender::open(dir, first, good)?.append(b"\n")?;
         good += 1;
         summary.header.bytes = good;
-        reports.push(format!("ledger {}: the line feed behind seq {} was missing and was added", path.display(), summary.header.last));
+        reports.push(format!(
+            "ledger {}: the line feed behind seq {} was missing and was added",
+            path.display(),
+            summary.header.last
+        ));
     }
     Ok((summary, good))
 }
@@ -917,13 +958,13 @@ fn scan_open(
 fn load_cursors(dir: &Path, id: &str, head: &Head, reports: &mut Vec<String>) -> Marks {
     let mut cursors = match Cursors::load(dir, id) {
         Ok(cursors) => cursors,
-        Err(_) if head.seq == 0 => Cursors::default(),
         Err(reason) => {
             reports.push(format!("{reason}; everything that is kept will be sent again"));
             Cursors::default()
         }
     };
-    for (name, cursor) in [("acknowledged", &mut cursors.acknowledged), ("confirmed", &mut cursors.confirmed)] {
+    for (name, cursor) in [("acknowledged", &mut cursors.acknowledged), ("confirmed", &mut cursors.confirmed)]
+    {
         if *cursor > head.seq {
             reports.push(format!(
                 "cursors: {name} up to seq {cursor}, but the ledger ends at seq {}: records that were sent are lost\n  \
@@ -955,6 +996,9 @@ fn recall(index: &Index, state: &mut State, reports: &mut Vec<String>) {
         }
     }
     if missing > 0 {
-        reports.push(format!("index: {missing} of {} sealed segments are being indexed again", state.sealed.len()));
+        reports.push(format!(
+            "index: {missing} of {} sealed segments are being indexed again",
+            state.sealed.len()
+        ));
     }
 }

@@ -99,7 +99,7 @@ impl Summary {
         if header.count == 0 {
             prev.clone_into(&mut header.prev_hash);
         }
-        if header.count % SPARSE == 0 {
+        if header.count.is_multiple_of(SPARSE) {
             self.sparse.push((seq, offset));
         }
         header.count += 1;
@@ -160,7 +160,9 @@ pub fn unpack_places(first: Seq, bytes: &[u8]) -> Option<Vec<Place>> {
 
 /// Packs the sparse places.
 pub fn pack_sparse(first: Seq, sparse: &[(Seq, u64)]) -> Vec<u8> {
-    let pair = |(seq, offset): &(Seq, u64)| [short(seq.saturating_sub(first)).to_le_bytes(), short(*offset).to_le_bytes()].concat();
+    let pair = |(seq, offset): &(Seq, u64)| {
+        [short(seq.saturating_sub(first)).to_le_bytes(), short(*offset).to_le_bytes()].concat()
+    };
     sparse.iter().flat_map(pair).collect()
 }
 
@@ -186,8 +188,9 @@ mod tests {
 
     #[test]
     fn packed_places_come_back_the_same() {
-        let places: Vec<Place> =
-            (0..5).map(|i| Place { seq: 1000 + i, offset: i * 400, at_ms: -5 + 900_000, missing: i == 3 }).collect();
+        let places: Vec<Place> = (0..5)
+            .map(|i| Place { seq: 1000 + i, offset: i * 400, at_ms: -5 + 900_000, missing: i == 3 })
+            .collect();
         assert_eq!(unpack_places(1000, &pack_places(1000, &places)), Some(places));
         assert_eq!(unpack_places(1, &[0; 16]), None);
         let sparse = vec![(1000, 0), (1064, 30_000)];

@@ -110,7 +110,10 @@ impl Writer {
         if self.appender.durable >= self.options.segment_bytes.min(super::segments::MAX_SEGMENT)
             && let Err(error) = self.rotate()
         {
-            return jobs.into_iter().for_each(|job| answer(job.reply, job.permit, Err(again(&error))));
+            for job in jobs {
+                answer(job.reply, job.permit, Err(again(&error)));
+            }
+            return;
         }
         let mut head = self.head.borrow().clone();
         let (mut bytes, mut lines, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
@@ -140,13 +143,17 @@ impl Writer {
         let written = if bytes.is_empty() { Ok(()) } else { self.appender.append(&bytes) };
         if let Err(error) = written {
             self.shared.report(format!("{} records were not stored: {error}", lines.len()));
-            waiting.into_iter().for_each(|(_, reply, permit)| answer(reply, permit, Err(again(&error))));
+            for (_, reply, permit) in waiting {
+                answer(reply, permit, Err(again(&error)));
+            }
             return;
         }
         if !lines.is_empty() {
             self.publish(head, &lines);
         }
-        waiting.into_iter().for_each(|(range, reply, permit)| answer(reply, permit, Ok(range)));
+        for (range, reply, permit) in waiting {
+            answer(reply, permit, Ok(range));
+        }
     }
 
     /// Lets the readers see what is on the disk now.
@@ -156,7 +163,8 @@ impl Writer {
         for (seq, offset, prev, line) in lines {
             state.open.add(*seq, *offset, line.bytes.len() as u64 + 1, &line.hash, prev, &line.facts);
             if let Some(reading) = &line.facts.reading {
-                let place = Place { seq: *seq, offset: *offset, at_ms: reading.at_ms, missing: reading.missing };
+                let place =
+                    Place { seq: *seq, offset: *offset, at_ms: reading.at_ms, missing: reading.missing };
                 state.note_latest(&reading.meter, first, place);
             }
         }
