@@ -1,5 +1,23 @@
 //! The ledger: one append-only, gap-free, hash-chained sequence of records. It is the store and the outbox.
 
+pub mod audit;
+pub mod canonical;
+pub mod chain;
+mod files;
+mod index;
+mod memory;
+mod meta;
+mod segments;
+mod store;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use memory::MemoryLedger;
+pub use meta::Pruned;
+pub use store::{FileLedger, Options};
+
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
@@ -106,6 +124,7 @@ pub trait Ledger: Send + Sync {
     fn first(&self) -> Seq;
 
     /// Consecutive lines from `from`, at most `max_records` and `max_bytes` (but at least one if there is one).
+    /// Where `from` was pruned, the page begins with the next record that is kept.
     /// Stops before a damaged line; asked for a damaged line itself, it is the error.
     fn read(&self, from: Seq, max_records: usize, max_bytes: usize) -> Result<Vec<Line>, LedgerError>;
 

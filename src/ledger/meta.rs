@@ -1,0 +1,178 @@
+//! `ledger.json` (identity and what was pruned) and `cursors.json` (positions that outlive the process).
+//!
+//! Both are replaced as a whole. A damaged identity is an error; damaged cursors cost repeats, never a loss.
+
+use std::{fs, io, path::Path};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    LedgerError,
+    chain::{hex, sha256_hex},
+    files::{io_error, replace},
+};
+use crate::model::{Seq, Utc};
+
+const META: &str = "ledger.json";
+const CURSORS: &str = "cursors.json";
+
+/// Consecutive records that retention has removed, and what is needed to prove the chain across them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The first removed record.
+    pub first: Seq,
+    /// The last removed record.
+    pub last: Seq,
+    /// The hash of the record before `first`.
+    pub prev_hash: String,
+    /// The hash of `last`.
+    pub last_hash: String,
+}
+
+/// What the ledger knows of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// 32 lower-case hex digits.
+    pub id: String,
+    /// When the ledger was made.
+    pub created: Utc,
+    /// In sequence order, neighbours merged.
+    #[serde(default)]
+    pub pruned: Vec<Pruned>,
+}
+
+impl Meta {
+    /// A new ledger.
+    pub fn create(now: Utc) -> Result<Meta, LedgerError> {
+        let mut id = [0_u8; 16];
+        SystemRandom::new().fill(&mut id).map_err(|_| LedgerError::Io {
+            path: META.into(),
+            error: io::Error::other("no randomness for the ledger id"),
+        })?;
+        Ok(Meta { id: hex(&id), created: now, pruned: Vec::new() })
+    }
+
+    /// Reads it; `None` when there is none yet.
+    pub fn load(dir: &Path) -> Result<Option<Meta>, LedgerError> {
+        let path = dir.join(META);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error(&path)(error)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|error| io_error(&path)(io::Error::other(error)))
+    }
+
+    /// Writes it durably.
+    pub fn store(&self, dir: &Path) -> Result<(), LedgerError> {
+        replace(dir, META, &serde_json::to_vec_pretty(self).unwrap_or_default())
+    }
+
+    /// Notes a removed range, merged with its neighbours.
+    pub fn note(&mut self, range: Pruned) {
+        self.pruned.push(range);
+        self.pruned.sort_by_key(|range| range.first);
+        let mut merged: Vec<Pruned> = Vec::new();
+        for range in self.pruned.drain(..) {
+            match merged.last_mut() {
+                Some(before) if before.last + 1 == range.first => {
+                    before.last = range.last;
+                    before.last_hash = range.last_hash;
+                }
+                _ => merged.push(range),
+            }
+        }
+        self.pruned = merged;
+    }
+
+    /// The removed range that `seq` lies in.
+    pub fn pruned_at(&self, seq: Seq) -> Option<&Pruned> {
+        self.pruned.iter().find(|range| (range.first..=range.last).contains(&seq))
+    }
+}
+
+/// Where the readers of the ledger stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cursors {
+    /// The broker has acknowledged everything up to here.
+    pub acknowledged: Seq,
+    /// Billing has committed everything up to here.
+    pub confirmed: Seq,
+    /// The publisher's last session number.
+    pub session: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Checked {
+    ledger: String,
+    #[serde(flatten)]
+    cursors: Cursors,
+    check: String,
+}
+
+/// A flipped digit must not look like a cursor further on: that would lose records.
+fn check(ledger: &str, cursors: &Cursors) -> String {
+    sha256_hex(
+        format!("{ledger} {} {} {}", cursors.acknowledged, cursors.confirmed, cursors.session).as_bytes(),
+    )
+}
+
+impl Cursors {
+    /// Reads them. `Err` says why they begin again at 0.
+    pub fn load(dir: &Path, ledger: &str) -> Result<Cursors, String> {
+        let path = dir.join(CURSORS);
+        let name = path.display();
+        let text = fs::read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
+        let checked: Checked =
+            serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
+        if checked.ledger != ledger {
+            return Err(format!("cursors {name}: of ledger {}; expected {ledger}", checked.ledger));
+        }
+        if checked.check != check(ledger, &checked.cursors) {
+            return Err(format!("cursors {name}: damaged, the check does not match"));
+        }
+        Ok(checked.cursors)
+    }
+
+    /// Writes them durably.
+    pub fn store(&self, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
+        let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
+        replace(dir, CURSORS, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_digit_in_the_cursors_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cursors = Cursors { acknowledged: 12, confirmed: 3, session: 4 };
+        cursors.store(dir.path(), "abc").unwrap();
+        assert_eq!(Cursors::load(dir.path(), "abc"), Ok(cursors));
+        assert!(Cursors::load(dir.path(), "abd").is_err());
+        let path = dir.path().join(CURSORS);
+        let text = fs::read_to_string(&path).unwrap().replace("12", "92");
+        fs::write(&path, text).unwrap();
+        assert!(Cursors::load(dir.path(), "abc").unwrap_err().contains("damaged"));
+    }
+
+    #[test]
+    fn pruned_neighbours_are_merged() {
+        let mut meta = Meta::create(Utc::default()).unwrap();
+        assert_eq!(meta.id.len(), 32);
+        let range = |first: Seq, last: Seq| Pruned {
+            first,
+            last,
+            prev_hash: format!("h{}", first - 1),
+            last_hash: format!("h{last}"),
+        };
+        for part in [range(1, 5), range(11, 20), range(6, 10)] {
+            meta.note(part);
+        }
+        assert_eq!(meta.pruned, [range(1, 20)]);
+        assert!(meta.pruned_at(20).is_some() && meta.pruned_at(21).is_none());
+    }
+}

@@ -1,0 +1,233 @@
+//! Segment files: lines appended and synced, scanned, torn ends cut back.
+//!
+//! Blocking file I/O only. Which segments there are and who may read them is `store.rs`.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    LedgerError,
+    chain::{MAX_LINE, Step, Walk, verify_line},
+    files::{Lines, io_error, sync_dir},
+    summary::Summary,
+};
+use crate::model::Seq;
+
+/// Largest segment that may be asked for: offsets are kept in 32 bits, and one batch may overshoot it.
+pub const MAX_SEGMENT: u64 = 1 << 30;
+/// How many damaged places of one segment are named; beyond, they are all the same fault.
+const MAX_NAMED: usize = 100;
+
+/// The file whose first record is `first`.
+pub fn segment_path(dir: &Path, first: Seq) -> PathBuf {
+    dir.join(format!("{first:020}.seg"))
+}
+
+/// First records and lengths of the segment files in `dir`, in order.
+pub fn list(dir: &Path) -> Result<Vec<(Seq, u64)>, LedgerError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io_error(dir))? {
+        let entry = entry.map_err(io_error(dir))?;
+        let name = entry.file_name();
+        let first = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|name| name.len() == 20);
+        if let Some(first) = first.and_then(|name| name.parse::<Seq>().ok()) {
+            found.push((first, entry.metadata().map_err(io_error(&entry.path()))?.len()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// A reader of the first `length` bytes of a segment, from `offset`.
+pub fn lines_from(
+    path: &Path,
+    offset: u64,
+    length: u64,
+) -> Result<Lines<BufReader<io::Take<File>>>, LedgerError> {
+    let mut file = File::open(path).map_err(io_error(path))?;
+    file.seek(SeekFrom::Start(offset)).map_err(io_error(path))?;
+    Ok(Lines::new(BufReader::with_capacity(MAX_LINE, file.take(length.saturating_sub(offset))), offset))
+}
+
+/// What a scan of a whole segment found.
+#[derive(Debug)]
+pub struct Scan {
+    /// The index of all whole records.
+    pub summary: Summary,
+    /// The end of the last whole record.
+    pub good: u64,
+    /// It has no line feed.
+    pub unterminated: bool,
+    /// Bytes behind `good` that are no record.
+    pub tail: u64,
+}
+
+/// Reads a segment from end to end. `prev` is the hash before it when known, `last` a bound of its records.
+pub fn scan(
+    path: &Path,
+    first: Seq,
+    last: Seq,
+    length: u64,
+    prev: Option<String>,
+) -> Result<Scan, LedgerError> {
+    let mut lines = lines_from(path, 0, length)?;
+    let mut walk = Walk { next: first, prev, last };
+    let mut scan = Scan { summary: Summary::new(first), good: 0, unterminated: false, tail: 0 };
+    let mut pending: Option<(u64, String)> = None;
+    while let Some(chunk) = lines.next_chunk().map_err(io_error(path))? {
+        match walk.step(lines.bytes()) {
+            Step::Record { verified, fault } => {
+                let (at, detail) = match (pending.take(), fault) {
+                    (Some((at, detail)), fault) => {
+                        (at, Some(fault.map_or(detail.clone(), |fault| format!("{detail}; {fault}"))))
+                    }
+                    (None, fault) => (chunk.offset, fault),
+                };
+                if let Some(detail) = detail {
+                    note(&mut scan.summary, path, at, &detail);
+                }
+                let bytes = chunk.end - chunk.offset;
+                scan.summary.add(
+                    verified.seq,
+                    chunk.offset,
+                    bytes,
+                    &verified.hash,
+                    &verified.prev,
+                    &verified.facts,
+                );
+                (scan.good, scan.unterminated) = (chunk.end, !chunk.terminated);
+            }
+            Step::Bad(detail) => {
+                let detail = format!("expected seq {}: {detail}", walk.next);
+                pending.get_or_insert((chunk.offset, detail));
+            }
+        }
+    }
+    scan.tail = length.saturating_sub(scan.good);
+    scan.summary.header.bytes = scan.good;
+    Ok(scan)
+}
+
+/// Scans a sealed segment: what is unreadable at its end is damage, not a torn write.
+pub fn scan_sealed(path: &Path, first: Seq, last: Seq, length: u64) -> Result<Summary, LedgerError> {
+    let Scan { mut summary, good, tail, unterminated } = scan(path, first, last, length, None)?;
+    if summary.header.last < last || tail > 0 || unterminated {
+        let found = summary.header.last;
+        note(&mut summary, path, good, &format!("records end at seq {found}; expected seq {last}"));
+    }
+    summary.header.bytes = length;
+    Ok(summary)
+}
+
+fn note(summary: &mut Summary, path: &Path, offset: u64, detail: &str) {
+    if summary.header.damage.len() < MAX_NAMED {
+        summary.header.damage.push(format!("ledger {}: damaged at byte {offset}: {detail}", path.display()));
+    }
+}
+
+/// The hash and seq of a segment's last line, when that line proves itself.
+pub fn last_hash(path: &Path, length: u64) -> Result<Option<(Seq, String)>, LedgerError> {
+    let offset = length.saturating_sub(2 * (MAX_LINE as u64 + 1));
+    let mut lines = lines_from(path, offset, length)?;
+    let mut last = None;
+    while lines.next_chunk().map_err(io_error(path))?.is_some() {
+        last = verify_line(lines.bytes()).ok().map(|verified| (verified.seq, verified.hash));
+    }
+    Ok(last)
+}
+
+/// Keeps a copy of the bytes from `offset` on, then cuts them off. Returns the copy's path.
+pub fn cut_tail(dir: &Path, first: Seq, offset: u64) -> Result<PathBuf, LedgerError> {
+    let path = segment_path(dir, first);
+    let copy = dir.join(format!("{first:020}.torn-{offset}"));
+    let keep = || -> io::Result<()> {
+        let mut from = OpenOptions::new().read(true).write(true).open(&path)?;
+        from.seek(SeekFrom::Start(offset))?;
+        let mut to = OpenOptions::new().append(true).create(true).open(&copy)?;
+        io::copy(&mut from, &mut to)?;
+        to.sync_all()?;
+        sync_dir(dir).map_err(io::Error::other)?;
+        from.set_len(offset)?;
+        from.sync_all()
+    };
+    keep().map_err(io_error(&path))?;
+    Ok(copy)
+}
+
+/// The open end of the ledger.
+pub struct Appender {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    /// The first record of the open segment.
+    pub first: Seq,
+    /// Bytes that are on the disk for certain.
+    pub durable: u64,
+    dirty: bool,
+    #[cfg(test)]
+    pub(super) fail: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Appender {
+    /// Opens (or creates) the segment that begins with `first`, whose first `durable` bytes are good.
+    pub fn open(dir: &Path, first: Seq, durable: u64) -> Result<Appender, LedgerError> {
+        let path = segment_path(dir, first);
+        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(io_error(&path))?;
+        sync_dir(dir)?;
+        Ok(Appender {
+            dir: dir.to_owned(),
+            path,
+            file,
+            first,
+            durable,
+            dirty: false,
+            #[cfg(test)]
+            fail: std::sync::Arc::default(),
+        })
+    }
+
+    /// Seals this segment and goes on in a new one.
+    pub fn rotate(&mut self, first: Seq) -> Result<(), LedgerError> {
+        self.repair()?;
+        let next = Appender::open(&self.dir, first, 0)?;
+        (self.path, self.file, self.first, self.durable) = (next.path, next.file, first, 0);
+        Ok(())
+    }
+
+    /// Appends and syncs. After an error nothing of `bytes` counts: it is cut off before anything else is written.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
+        self.repair()?;
+        self.dirty = true;
+        let result = self.write(bytes);
+        if let Err(error) = result {
+            // The error that counts is the first one; a repair that fails now is tried again before the next write.
+            let _ = self.repair();
+            return Err(io_error(&self.path)(error));
+        }
+        self.dirty = false;
+        self.durable += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fail.load(std::sync::atomic::Ordering::SeqCst) {
+            self.file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_all(bytes)?;
+        self.file.sync_data()
+    }
+
+    fn repair(&mut self) -> Result<(), LedgerError> {
+        if self.dirty {
+            let cut = self.file.set_len(self.durable).and_then(|()| self.file.sync_all());
+            cut.map_err(io_error(&self.path))?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+}
