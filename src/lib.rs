@@ -1,8 +1,12 @@
 //! meter-gateway: polls meters, proves every reading, publishes it.
 
+pub mod app;
 pub mod bus;
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
+pub mod console;
 pub mod identity;
 pub mod ledger;
 pub mod model;
@@ -11,4 +15,5 @@ pub mod profile;
 pub mod protocol;
 pub mod publish;
 pub mod systemd;
+pub mod telemetry;
 pub mod validate;

@@ -1,2 +1,5 @@
-//! meter-gateway
-fn main() {}
+//! Arguments in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    meter_gateway::cli::main()
+}

@@ -1,5 +1,14 @@
 //! What an operator meets when a configuration is read: all faults at once, each with its place and a hint.
 
+// Helpers of tests may fail like tests; a long list of mistakes is one test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::too_many_lines
+)]
+
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
 use meter_gateway::{

@@ -12,7 +12,7 @@ use tokio_modbus::{
     slave::SlaveContext,
 };
 
-use super::line::{Frames, Line};
+use super::line::{Exchanged, Frames, Line};
 use crate::protocol::{
     Outcome, Pace, Payload,
     modbus::{REPLY_OVERHEAD_CHARS, REQUEST_CHARS, Read, Table, refusal},
@@ -87,36 +87,12 @@ impl ModbusClient {
                 return Err(e);
             }
             Ok(Err(error)) => Outcome::Garbled { detail: error.to_string() },
-            Err(_elapsed) => self.too_late(left.received, left.unfit, sent_by, wait).await?,
+            Err(_elapsed) => too_late(&self.line, self.frames, left, sent_by, wait).await?,
         };
         if matches!(outcome, Outcome::Garbled { .. } | Outcome::Silent { .. }) && self.frames == Frames::Rtu {
             self.context = attach(&self.line, self.frames);
         }
         Ok(outcome)
-    }
-
-    /// The time is up: RTU has no transaction number, so the line is listened to until a late answer has
-    /// passed. Over Modbus TCP the line tells late answers apart by their number.
-    async fn too_late(
-        &self,
-        received: usize,
-        unfit: Option<String>,
-        sent_by: Instant,
-        wait: Duration,
-    ) -> io::Result<Outcome> {
-        let since_request = sent_by.elapsed();
-        let late = match self.frames {
-            Frames::Tcp => None,
-            Frames::Rtu => self.line.listen_for_late(wait.max(LEAST_LATE_PATIENCE)).await?,
-        };
-        Ok(match unfit {
-            Some(detail) => Outcome::Garbled { detail },
-            // An adapter's echo is no answer.
-            None if received > usize::try_from(REQUEST_CHARS).unwrap_or(0) => {
-                Outcome::Garbled { detail: format!("the answer stopped after {received} bytes") }
-            }
-            None => Outcome::Silent { late: late.map(|after| since_request + after) },
-        })
     }
 
     fn wire_times(&self, read: Read) -> (Duration, Duration) {
@@ -128,6 +104,31 @@ impl ModbusClient {
             }
         }
     }
+}
+
+/// The time is up: RTU has no transaction number, so the line is listened to until a late answer has passed. Over
+/// Modbus TCP the line tells late answers apart by their number.
+async fn too_late(
+    line: &Line,
+    frames: Frames,
+    left: Exchanged,
+    sent_by: Instant,
+    wait: Duration,
+) -> io::Result<Outcome> {
+    let since_request = sent_by.elapsed();
+    let late = match frames {
+        Frames::Tcp => None,
+        Frames::Rtu => line.listen_for_late(wait.max(LEAST_LATE_PATIENCE)).await?,
+    };
+    let echo = usize::try_from(REQUEST_CHARS).unwrap_or(0);
+    Ok(match left.unfit {
+        Some(detail) => Outcome::Garbled { detail },
+        // An adapter's echo is no answer.
+        None if left.received > echo => {
+            Outcome::Garbled { detail: format!("the answer stopped after {} bytes", left.received) }
+        }
+        None => Outcome::Silent { late: late.map(|after| since_request + after) },
+    })
 }
 
 fn attach(line: &Line, frames: Frames) -> Context {

@@ -148,5 +148,10 @@ pub trait Ledger: Send + Sync {
     fn next_session(&self) -> u64;
 }
 
+/// The id of the ledger in a data directory, without opening it; `None` when there is none yet.
+pub fn stored_id(data_dir: &std::path::Path) -> Result<Option<String>, LedgerError> {
+    Ok(meta::Meta::load(&data_dir.join("ledger"))?.map(|meta| meta.id))
+}
+
 /// The ledger as it is handed around.
 pub type SharedLedger = Arc<dyn Ledger>;

@@ -1,0 +1,63 @@
+//! `check`: every fault of a configuration, and the poll plan of each bus.
+
+use std::{path::Path, process::ExitCode};
+
+use serde_json::json;
+
+use crate::config::{
+    self, Settings,
+    poll_plan::{PollPlan, predict},
+};
+
+pub fn run(path: &Path, as_json: bool) -> ExitCode {
+    match config::load(path, config::environment()) {
+        Ok(settings) => {
+            let plan = predict(&settings);
+            if as_json {
+                println!("{}", json!({"ok": true, "faults": [], "plan": plan}));
+            } else {
+                show(path, &settings, &plan);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(faults) => {
+            if as_json {
+                println!("{}", json!({"ok": false, "faults": faults}));
+            } else {
+                super::print_faults(&faults);
+            }
+            ExitCode::from(super::CONFIGURATION)
+        }
+    }
+}
+
+fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
+    println!(
+        "{}: no fault; site {}, gateway {}, {} meters on {} buses",
+        path.display(),
+        settings.site.id,
+        settings.gateway.id,
+        settings.meters.len(),
+        settings.buses.len()
+    );
+    for bus in &plan.buses {
+        println!(
+            "\nbus {}: {} meters, {}.{:03} s per cycle, {} % load",
+            bus.bus,
+            bus.meters.len(),
+            bus.cycle().as_secs(),
+            bus.cycle().subsec_millis(),
+            bus.load_percent()
+        );
+        let mut table = super::table(["meter", "requests", "ms", "interval s"]);
+        for meter in &bus.meters {
+            table.add_row([
+                meter.meter.to_string(),
+                meter.requests.to_string(),
+                meter.sweep().as_millis().to_string(),
+                meter.interval_secs.to_string(),
+            ]);
+        }
+        println!("{table}");
+    }
+}

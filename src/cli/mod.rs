@@ -1,0 +1,253 @@
+//! The command line: arguments as typed, then one file per subcommand.
+//!
+//! Data goes to standard output, logs and progress to standard error. The only folder that prints.
+#![allow(clippy::print_stdout)]
+
+mod check;
+mod client;
+mod ledger;
+mod profile;
+mod query;
+mod read;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::{
+    config::{Fault, Settings},
+    model::{MeterId, PointName, Seq, Utc},
+    telemetry::{LogFormat, start_logs},
+};
+
+/// The answer is no: a fault was found, a meter did not answer, a proof failed.
+const NO: u8 = 1;
+/// Our own fault (sysexits.h, EX_SOFTWARE).
+const OWN_FAULT: u8 = 70;
+/// The configuration is faulty (sysexits.h, EX_CONFIG).
+const CONFIGURATION: u8 = 78;
+
+/// Reads water, electricity and heat meters, keeps every reading in a ledger that proves itself, and
+/// publishes it over MQTT.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// The configuration
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "METER_GATEWAY_CONFIG",
+        default_value = "/etc/meter-gateway/gateway.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    /// More logs: -v for exchanges, -vv for every frame in hex
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// How logs are written when they do not go to the journal
+    #[arg(long, global = true, value_enum, default_value = "human", value_name = "FORMAT")]
+    log_format: LogChoice,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  meter-gateway check --config gateway.toml   every fault of a configuration, and its poll plan
+  meter-gateway run --config gateway.toml     the daemon
+  meter-gateway read E-0101                   one meter, now
+  meter-gateway ledger verify                 recompute every hash
+
+Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 70 our own fault, 78 configuration.";
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LogChoice {
+    /// For people
+    Human,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon: poll, validate, store, publish, until SIGTERM or SIGINT; SIGHUP reloads the configuration
+    Run,
+    /// Read the whole configuration without touching hardware, report every fault, print the poll plan
+    Check {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read one meter now: raw words, value, unit, quality
+    Read {
+        /// Meter id
+        meter: MeterId,
+        /// Only this point
+        #[arg(long)]
+        point: Option<PointName>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// List stored readings
+    Readings(query::ReadingsArguments),
+    /// Prove, copy and re-send what was recorded
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
+    /// Meter types
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
+    /// Buses, meters, publisher, store and clock at a glance
+    Status {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Gateway id, ledger id and public key
+    Identity {
+        /// The public key alone, as PEM
+        #[arg(long)]
+        public_key: bool,
+    },
+    /// Print a completion script, e.g. `meter-gateway completions bash`
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses and runs; the one place where an error chain is printed.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let format = match arguments.log_format {
+        LogChoice::Human => LogFormat::Human,
+        LogChoice::Json => LogFormat::Json,
+    };
+    start_logs(format, arguments.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(OWN_FAULT);
+        }
+    };
+    let ended = runtime.block_on(dispatch(arguments));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<No>() { NO } else { OWN_FAULT })
+        }
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let config = arguments.config;
+    match arguments.command {
+        Command::Run => match settings(&config) {
+            Ok(settings) => {
+                crate::app::run(config, settings, crate::app::Options::default()).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(code) => Ok(code),
+        },
+        Command::Check { json } => Ok(check::run(&config, json)),
+        Command::Read { meter, point, json } => {
+            with(&config, async |settings| read::run(&settings, &meter, point.as_ref(), json).await).await
+        }
+        Command::Readings(asked) => {
+            with(&config, async |settings| query::readings(&settings, asked).await).await
+        }
+        Command::Ledger(command) => {
+            with(&config, async |settings| ledger::run(&settings, command).await).await
+        }
+        Command::Profile(command) => profile::run(command, &config),
+        Command::Status { json } => {
+            with(&config, async |settings| query::status(&settings, json).await).await
+        }
+        Command::Identity { public_key } => {
+            with(&config, async |settings| query::identity(&settings, public_key)).await
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "meter-gateway",
+                &mut std::io::stdout(),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn with(
+    config: &std::path::Path,
+    then: impl AsyncFnOnce(Settings) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    match settings(config) {
+        Ok(settings) => then(settings).await,
+        Err(code) => Ok(code),
+    }
+}
+
+/// The configuration, or every fault of it on standard error.
+fn settings(config: &std::path::Path) -> Result<Settings, ExitCode> {
+    crate::config::load(config, crate::config::environment()).map_err(|faults| {
+        print_faults(&faults);
+        ExitCode::from(CONFIGURATION)
+    })
+}
+
+fn print_faults(faults: &[Fault]) {
+    for fault in faults {
+        eprintln!("{fault}");
+    }
+    eprintln!("{} fault(s) found", faults.len());
+}
+
+/// An error that is an answer: exit code 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct No(String);
+
+fn no<T>(reason: impl std::fmt::Display) -> anyhow::Result<T> {
+    Err(No(reason.to_string()).into())
+}
+
+/// A table as this program prints them; its width follows the terminal's.
+fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(header);
+    table
+}
+
+/// A moment as people type it: RFC 3339, or a local date or date and time of the site.
+fn moment(text: &str, zone: chrono_tz::Tz) -> anyhow::Result<Utc> {
+    use chrono::{NaiveDate, NaiveDateTime, NaiveTime, TimeZone};
+    if let Ok(at) = text.parse::<Utc>() {
+        return Ok(at);
+    }
+    let local = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"]
+        .iter()
+        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+        .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().map(|day| day.and_time(NaiveTime::MIN)));
+    let Some(local) = local else {
+        anyhow::bail!(
+            "{text:?} is not a time: expected 2026-11-01, 2026-11-01T08:00 (local to the site) or RFC 3339"
+        );
+    };
+    match zone.from_local_datetime(&local).earliest() {
+        Some(at) => Ok(at.to_utc()),
+        None => anyhow::bail!("{text:?} does not exist in {zone}: the clocks go forward over it"),
+    }
+}
+
+/// Whether a `Seq` range was typed the right way round.
+fn check_range(from: Seq, to: Seq) -> anyhow::Result<()> {
+    if from == 0 || from > to {
+        anyhow::bail!("seq {from} to {to} is no range: records are counted from 1, the smaller first");
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! `profile list | show | check`: meter types.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use super::no;
+use crate::profile::{Catalogue, Profile, load};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum ProfileCommand {
+    /// Every type of meter that is known, the configuration's own included
+    List,
+    /// One type: its points, units, limits and sources
+    Show {
+        /// Profile id
+        profile: String,
+    },
+    /// Find every mistake of a profile file
+    Check {
+        /// A TOML file
+        file: PathBuf,
+    },
+}
+
+pub fn run(command: ProfileCommand, config: &Path) -> anyhow::Result<ExitCode> {
+    match command {
+        ProfileCommand::Check { file } => {
+            let text =
+                std::fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+            match load(&text, &file.display().to_string()) {
+                Ok(profile) => {
+                    println!("{}: {} points, no fault", profile.id, profile.points.len());
+                    Ok(ExitCode::SUCCESS)
+                }
+                Err(faults) => {
+                    for fault in &faults {
+                        eprintln!("{fault}");
+                    }
+                    no(format!("{} fault(s) found", faults.len()))
+                }
+            }
+        }
+        ProfileCommand::List => {
+            let mut table = super::table(["profile", "maker", "model", "medium", "points"]);
+            for profile in known(config).iter() {
+                let medium = format!("{:?}", profile.medium).to_lowercase();
+                table.add_row([
+                    &profile.id,
+                    &profile.manufacturer,
+                    &profile.model,
+                    &medium,
+                    &profile.points.len().to_string(),
+                ]);
+            }
+            println!("{table}");
+            Ok(ExitCode::SUCCESS)
+        }
+        ProfileCommand::Show { profile } => match known(config).get(&profile) {
+            Some(profile) => {
+                show(&profile);
+                Ok(ExitCode::SUCCESS)
+            }
+            None => no(format!("no profile `{profile}`\n  hint: meter-gateway profile list")),
+        },
+    }
+}
+
+/// The built-in profiles, and those of the configuration when it is faultless.
+fn known(config: &Path) -> Catalogue {
+    let Ok(settings) = crate::config::load(config, crate::config::environment()) else {
+        return Catalogue::builtin();
+    };
+    let own = settings.files.iter().skip(1).filter(|file| file.extension().is_some_and(|e| e == "toml"));
+    let texts =
+        own.filter_map(|file| Some((file.display().to_string(), std::fs::read_to_string(file).ok()?)));
+    Catalogue::with_dir(texts.collect()).0
+}
+
+fn show(profile: &Profile) {
+    println!("{} {} ({})", profile.manufacturer, profile.model, profile.id);
+    println!("source        {}", profile.source);
+    println!("verification  {}", profile.verification);
+    println!("limits        {} words per request, holes up to {} words", profile.max_words, profile.max_hole);
+    let mut table = super::table([
+        "point",
+        "table",
+        "address",
+        "kind",
+        "scale",
+        "unit",
+        "capacity",
+        "max per hour",
+        "source",
+    ]);
+    for point in &profile.points {
+        table.add_row([
+            point.name.to_string(),
+            format!("{:?}", point.cell.table).to_lowercase(),
+            format!("0x{:04X}", point.cell.address),
+            format!("{:?}", point.cell.encoding.kind).to_lowercase(),
+            point.cell.scale.to_string(),
+            point.unit.to_string(),
+            point.register.map(|r| r.capacity.to_string()).unwrap_or_default(),
+            point.register.map(|r| r.max_per_hour.to_string()).unwrap_or_default(),
+            point.source.clone(),
+        ]);
+    }
+    println!("{table}");
+}

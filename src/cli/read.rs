@@ -1,0 +1,111 @@
+//! `read METER`: one read, now. Through the daemon's queue when one runs; else the bus is opened here.
+
+use std::{process::ExitCode, sync::Arc};
+
+use serde_json::json;
+
+use super::{client::Daemon, no};
+use crate::{
+    app::meter_plan,
+    bus::{Action, Cycle, Demand, Judge, Judgement, Now, connect},
+    clock::{Clock, SystemClock},
+    config::Settings,
+    ledger::{MemoryLedger, SharedLedger},
+    model::{MeterId, Origin, PointName, Reading, rfc3339},
+    pipeline::BusJudge,
+    protocol::{Outcome, Question},
+};
+
+pub async fn run(
+    settings: &Settings,
+    meter: &MeterId,
+    point: Option<&PointName>,
+    as_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let Some(known) = settings.meters.iter().find(|known| known.id == *meter) else {
+        return no(format!("no meter `{meter}` is configured"));
+    };
+    if let Some(point) = point
+        && !known.profile.points.iter().any(|offered| offered.name == *point)
+    {
+        return no(format!(
+            "meter `{meter}` ({}) offers no point `{point}`\n  hint: meter-gateway profile show {0}",
+            known.profile.id
+        ));
+    }
+    let mut reading = match Daemon::connect(&settings.gateway.data_dir).await? {
+        Some(mut daemon) => match daemon.post_json("/api/v1/read", &json!({"meter": meter})).await {
+            Ok(answer) => serde_json::from_value(answer)?,
+            Err(error) => return no(error),
+        },
+        None => read_here(settings, meter).await?,
+    };
+    if let Some(point) = point {
+        reading.values.retain(|name, _| name == point);
+    }
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&reading)?);
+    } else {
+        show(&reading);
+    }
+    if reading.origin == Origin::Missing {
+        let why = reading.flags.iter().cloned().collect::<Vec<_>>().join(", ");
+        let detail: Vec<String> = reading.evidence.values().map(ToString::to_string).collect();
+        return no(format!("meter `{meter}` was not read: {why} {}", detail.join("; ")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Reading> {
+    let found = settings.meters.iter().find(|known| known.id == *meter);
+    let Some(meter) = found.cloned() else { return no("no such meter") };
+    let Some(bus) = settings.buses.iter().find(|bus| bus.id == meter.bus) else { return no("no such bus") };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let mut client = match connect(bus, &clock).await {
+        Ok(client) => client,
+        Err(error) => return no(format!("bus `{}`: {error}", bus.id)),
+    };
+    let now = || Now { instant: tokio::time::Instant::now(), wall: clock.wall() };
+    let mut cycle = Cycle::new(vec![meter_plan(&meter, bus, None)], now());
+    let nothing: SharedLedger = Arc::new(MemoryLedger::new(""));
+    let mut judge = BusJudge::new(vec![meter], &nothing, Arc::clone(&clock));
+    cycle.handle_demand(Demand { meter: 0, number: 1 });
+    loop {
+        if let Some(sweep) = cycle.poll_sweep()
+            && let Judgement::Done(reading) = judge.judge(sweep)
+        {
+            return Ok(*reading);
+        }
+        let Action::Exchange(exchange) = cycle.poll_action(now()) else { continue };
+        let Question::Modbus(read) = exchange.question;
+        let outcome = client.exchange(exchange.unit, read, exchange.timeout).await;
+        if let Outcome::LineDown { detail } = &outcome {
+            return no(format!("bus `{}`: {detail}", bus.id));
+        }
+        cycle.handle_outcome(&outcome, now());
+    }
+}
+
+fn show(reading: &Reading) {
+    println!(
+        "{}  taken {}  verdict {}  {}",
+        reading.meter,
+        reading.taken_at.map_or_else(|| "-".into(), rfc3339),
+        format!("{:?}", reading.verdict).to_lowercase(),
+        reading.flags.iter().cloned().collect::<Vec<_>>().join(" ")
+    );
+    let mut table = super::table(["point", "value", "unit", "raw", "multiplier", "note"]);
+    for (name, value) in &reading.values {
+        let note =
+            value.reason.clone().or_else(|| value.set.as_ref().map(|set| set.join(" "))).unwrap_or_default();
+        table.add_row([
+            name.to_string(),
+            value.value.map_or_else(|| "-".into(), |v| v.to_string()),
+            value.unit.to_string(),
+            value.raw.clone().unwrap_or_default(),
+            value.multiplier.map(|m| m.to_string()).unwrap_or_default(),
+            note,
+        ]);
+    }
+    println!("{table}");
+}

@@ -1,0 +1,197 @@
+//! The API on `[console] listen` and on the Unix socket: what the query commands and monitoring need.
+//!
+//! The only folder that names axum. Reads the ledger and the telemetry; what it wants from a meter it asks of
+//! the bus.
+
+mod metrics;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, oneshot, watch},
+};
+
+use crate::{
+    bus::DemandRequest,
+    ledger::ReadingQuery,
+    model::{MeterId, Reading, Seq, Utc},
+    publish::Outgoing,
+    telemetry::{Telemetry, lock},
+};
+
+/// Readings in one page, at most.
+const PAGE: usize = 1000;
+/// How long somebody who asked for a read waits: a busy bus finishes its sweep first.
+const READ_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the routes work on.
+pub struct Console {
+    /// State of the daemon.
+    pub telemetry: Arc<Telemetry>,
+    /// Where each bus takes demands, by the meters it has.
+    pub demands: std::sync::Mutex<HashMap<MeterId, mpsc::Sender<DemandRequest>>>,
+    /// The publisher's inbox.
+    pub publisher: mpsc::Sender<Outgoing>,
+    /// `None`: every task makes progress; else the reason why not.
+    pub ill: watch::Receiver<Option<String>>,
+}
+
+impl Console {
+    /// Reads a meter now, through the queue of its bus.
+    pub async fn read_now(&self, meter: &MeterId) -> Result<Reading, String> {
+        let Some(bus) = lock(&self.demands).get(meter).cloned() else {
+            return Err(format!("no meter `{meter}` is configured"));
+        };
+        let (reply, answer) = oneshot::channel();
+        bus.try_send(DemandRequest { meter: meter.clone(), reply })
+            .map_err(|_| format!("the bus of meter `{meter}` has too many requests waiting"))?;
+        match tokio::time::timeout(READ_PATIENCE, answer).await {
+            Ok(Ok(reading)) => Ok(reading),
+            Ok(Err(_)) => Err(format!("the bus of meter `{meter}` could not serve the request")),
+            Err(_) => Err(format!("meter `{meter}` was not read within {} s", READ_PATIENCE.as_secs())),
+        }
+    }
+}
+
+type Shared = State<Arc<Console>>;
+
+/// Every route.
+pub fn router(console: Arc<Console>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(metrics_text))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/buses", get(buses))
+        .route("/api/v1/meters", get(meters))
+        .route("/api/v1/readings", get(readings))
+        .route("/api/v1/read", post(read))
+        .route("/api/v1/ledger/replay", post(replay))
+        .with_state(console)
+}
+
+/// Serves on a TCP listener until shutdown.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    router: Router,
+    mut shutdown: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let ends = async move {
+        let _ = shutdown.wait_for(|down| *down).await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(ends).await
+}
+
+/// Serves on a Unix socket until shutdown.
+pub async fn serve_unix(
+    listener: UnixListener,
+    router: Router,
+    mut shutdown: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let ends = async move {
+        let _ = shutdown.wait_for(|down| *down).await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(ends).await
+}
+
+fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {
+    (status, Json(json!({"error": error.to_string()}))).into_response()
+}
+
+async fn healthz(State(console): Shared) -> Response {
+    match console.ill.borrow().clone() {
+        None => (StatusCode::OK, "ok\n").into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn metrics_text(State(console): Shared) -> Response {
+    match metrics::text(&console.telemetry) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn status(State(console): Shared) -> Json<Value> {
+    Json(console.telemetry.status())
+}
+
+async fn buses(State(console): Shared) -> Json<Value> {
+    Json(console.telemetry.buses_json())
+}
+
+async fn meters(State(console): Shared) -> Json<Value> {
+    let settings = console.telemetry.settings();
+    Json(Value::Array(settings.meters.iter().map(crate::app::inventory).collect()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadingsQuery {
+    meter: Option<MeterId>,
+    from: Option<Utc>,
+    to: Option<Utc>,
+    #[serde(default)]
+    after: Seq,
+    limit: Option<usize>,
+}
+
+/// One page as JSON lines: the records' own bytes. The next page begins `after` the last `seq`.
+async fn readings(State(console): Shared, Query(asked): Query<ReadingsQuery>) -> Response {
+    let query = ReadingQuery {
+        meter: asked.meter,
+        from: asked.from,
+        to: asked.to,
+        after: asked.after,
+        limit: asked.limit.unwrap_or(PAGE).clamp(1, PAGE),
+    };
+    let ledger = Arc::clone(&console.telemetry.ledger);
+    match tokio::task::spawn_blocking(move || ledger.readings(&query)).await {
+        Ok(Ok(lines)) => {
+            let mut body = Vec::new();
+            for line in lines {
+                body.extend_from_slice(&line.bytes);
+                body.push(b'\n');
+            }
+            ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+        }
+        Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadRequest {
+    meter: MeterId,
+}
+
+async fn read(State(console): Shared, Json(request): Json<ReadRequest>) -> Response {
+    match console.read_now(&request.meter).await {
+        Ok(reading) => Json(reading).into_response(),
+        Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayRequest {
+    from: Seq,
+    to: Seq,
+}
+
+async fn replay(State(console): Shared, Json(range): Json<ReplayRequest>) -> Response {
+    match console.replay(range.from, range.to) {
+        Ok(queued) => Json(queued).into_response(),
+        Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+    }
+}

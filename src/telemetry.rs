@@ -1,0 +1,178 @@
+//! What the daemon shows of itself: logs, one snapshot of its state, and metrics made from that snapshot.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    bus::BusHealth,
+    clock::Clock,
+    config::Settings,
+    identity::Identity,
+    ledger::{Cursor, SharedLedger},
+    model::{BusId, Utc, rfc3339},
+    publish::PublisherState,
+};
+
+/// How logs are written when the journal is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// For collectors.
+    Json,
+}
+
+/// Starts logging: to journald when standard error is the journal, else to standard error.
+pub fn start_logs(format: LogFormat, verbose: u8) {
+    let default = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    // Foreign crates say at debug and trace what only their authors read.
+    let filter = EnvFilter::try_from_env("METER_GATEWAY_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,meter_gateway={default},sled=error")));
+    let registry = tracing_subscriber::registry().with(filter);
+    if std::env::var_os("JOURNAL_STREAM").is_some()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let _ = registry.with(journal).try_init(); // a second call keeps the first
+        return;
+    }
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour).with_target(false);
+    let _ = match format {
+        LogFormat::Human => registry.with(layer).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+}
+
+/// Everything that can be asked of the running daemon.
+pub struct Telemetry {
+    /// Since when the daemon runs.
+    pub started_at: Utc,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The ledger.
+    pub ledger: SharedLedger,
+    /// The key.
+    pub identity: Arc<Identity>,
+    /// The configuration in force.
+    pub settings: Mutex<Arc<Settings>>,
+    /// Health of each bus.
+    pub buses: Mutex<Vec<(BusId, Arc<Mutex<BusHealth>>)>>,
+    /// What the publisher says of itself.
+    pub publisher: watch::Receiver<PublisherState>,
+}
+
+impl Telemetry {
+    /// The configuration in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&lock(&self.settings))
+    }
+
+    /// Health of each bus, as it is now.
+    pub fn bus_health(&self) -> Vec<(BusId, BusHealth)> {
+        lock(&self.buses).iter().map(|(id, health)| (id.clone(), lock(health).clone())).collect()
+    }
+
+    /// At a glance: buses, meters, publisher, store, clock.
+    pub fn status(&self) -> Value {
+        let settings = self.settings();
+        let publisher = self.publisher.borrow().clone();
+        let head = self.ledger.head().borrow().clone();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "site": settings.site.id,
+            "site_name": settings.site.name,
+            "gateway": settings.gateway.id,
+            "ledger": self.ledger.id(),
+            "public_key_id": self.identity.key_id(),
+            "configuration": settings.hash,
+            "started_at": rfc3339(self.started_at),
+            "now": rfc3339(self.clock.wall()),
+            "clock": self.clock.state(),
+            "store": {
+                "first_seq": self.ledger.first(),
+                "last_seq": head.seq,
+                "head": head.hash,
+                "acknowledged_seq": self.ledger.cursor(Cursor::Acknowledged),
+                "confirmed_seq": self.ledger.cursor(Cursor::Confirmed),
+            },
+            "publisher": {
+                "connected": publisher.connected,
+                "session": publisher.session,
+                "nobody_listens": publisher.nobody_listens,
+                "in_flight": publisher.in_flight,
+                "last_error": publisher.last_error,
+            },
+            "buses": self.buses_json(),
+        })
+    }
+
+    /// Per bus: line, exchanges, meters.
+    pub fn buses_json(&self) -> Value {
+        let buses = self.bus_health().into_iter().map(|(id, health)| {
+            let meters: Vec<Value> = health
+                .meters
+                .iter()
+                .map(|meter| {
+                    json!({
+                        "meter": meter.id,
+                        "last_answer": meter.last_answer.map(rfc3339),
+                        "failures": meter.failures,
+                        "backed_off": meter.backed_off,
+                        "slowest_ms": millis(meter.slowest),
+                        "late_ms": meter.late.map(millis),
+                    })
+                })
+                .collect();
+            let trace: Vec<Value> = health
+                .trace
+                .iter()
+                .map(|frame| json!({"at": rfc3339(frame.at), "mark": frame.mark.to_string(), "bytes": frame.bytes}))
+                .collect();
+            json!({
+                "bus": id,
+                "up": health.up,
+                "fault": health.fault,
+                "since": health.since.map(rfc3339),
+                "answered": health.answered,
+                "silent": health.silent,
+                "garbled": health.garbled,
+                "refused": health.refused,
+                "busy_ms": millis(health.busy),
+                "meters": meters,
+                "trace": trace,
+            })
+        });
+        Value::Array(buses.collect())
+    }
+
+    /// What the publisher adds to the retained status message.
+    pub fn published_status(&self) -> Value {
+        let buses: serde_json::Map<String, Value> = self
+            .bus_health()
+            .into_iter()
+            .map(|(id, health)| {
+                let silent = health.meters.iter().filter(|meter| meter.failures > 0).count();
+                let state = json!({"up": health.up, "fault": health.fault, "meters": health.meters.len(), "silent_meters": silent});
+                (id.to_string(), state)
+            })
+            .collect();
+        json!({"clock": self.clock.state(), "buses": buses})
+    }
+}
+
+/// A poisoned lock means that a task panicked while it wrote a number; the numbers are still the best there are.
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
