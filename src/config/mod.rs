@@ -1,7 +1,21 @@
 //! What was typed → what is meant. Every fault is found in one pass, each with its place and a hint.
+//!
+//! Reads files and nothing else: no device is opened, no host is looked up. What a profile says is the
+//! business of `profile`; whether the site answers is the business of `bus` and `publish`.
+
+mod buses;
+mod fault;
+mod load;
+mod meters;
+mod meters_file;
+pub mod poll_plan;
+mod section;
+mod site;
+mod source;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use chrono::NaiveTime;
 use chrono_tz::Tz;
 
 use crate::{
@@ -9,6 +23,9 @@ use crate::{
     profile::SharedProfile,
     protocol::{Pace, Wire},
 };
+
+pub use fault::Fault;
+pub use load::{environment, load};
 
 /// A whole, faultless configuration.
 #[derive(Debug, Clone)]
@@ -23,6 +40,8 @@ pub struct Settings {
     pub mqtt: Mqtt,
     /// Where the API listens; `None` when it is only on the Unix socket.
     pub console: Option<SocketAddr>,
+    /// When the monthly reads are taken.
+    pub billing: Billing,
     /// Lines, in the order of the file.
     pub buses: Vec<Bus>,
     /// Meters, in the order of the file and then of the meters file.
@@ -112,6 +131,17 @@ pub struct Tls {
     pub cert_file: Option<PathBuf>,
     /// PEM; with `cert_file`.
     pub key_file: Option<PathBuf>,
+}
+
+/// `[billing]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Billing {
+    /// The boundary's day of the month, 1 to 28, in local time.
+    pub day: u8,
+    /// The boundary's time of that day, in local time.
+    pub time: NaiveTime,
+    /// How long a read is tried for after the boundary, 1 to 720 hours.
+    pub window_hours: u16,
 }
 
 /// `[[bus]]`

@@ -1,0 +1,198 @@
+//! `[[bus]]`: lines, and what two of them may not share. Does not look whether a device exists.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{Bus, Link, section::Section, site::is_host_and_port};
+use crate::{
+    model::BusId,
+    protocol::{Parity, Wire},
+};
+
+const KEYS: [&str; 10] =
+    ["id", "kind", "device", "baud", "parity", "stop_bits", "timeout_ms", "retries", "address", "framing"];
+/// How long an answer may take, in ms: shorter is less than a frame at 9600 baud, longer starves the line.
+pub(super) const TIMEOUT_MS: std::ops::RangeInclusive<i64> = 10..=10_000;
+/// Repetitions in one sweep: each costs a whole timeout.
+pub(super) const RETRIES: std::ops::RangeInclusive<i64> = 0..=5;
+/// Of a serial line: meters answer within 200 ms, plus USB latency.
+const SERIAL_TIMEOUT_MS: u32 = 300;
+/// Of a network peer: a converter may keep the question waiting behind another.
+const TCP_TIMEOUT_MS: u32 = 1000;
+/// One repetition covers a single disturbed frame.
+const DEFAULT_RETRIES: u8 = 1;
+/// Bits per second: what UARTs and meters in use can do.
+const BAUD: std::ops::RangeInclusive<i64> = 300..=921_600;
+/// What most meters leave the factory with.
+const DEFAULT_BAUD: u32 = 9600;
+
+/// A bus as far as it could be understood.
+pub(super) struct Found<'a> {
+    pub section: Section<'a>,
+    pub id: Option<BusId>,
+    pub link: Option<Link>,
+    pub bus: Option<Bus>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Serial,
+    Tcp,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Framing {
+    Tcp,
+    Serial,
+}
+
+/// Every `[[bus]]`, faulty ones included, so that what refers to them can be checked.
+pub(super) fn buses<'a>(root: &Section<'a>, base: &Path) -> Vec<Found<'a>> {
+    let found: Vec<Found> =
+        root.list("bus", &KEYS).into_iter().map(|section| understand(section, base)).collect();
+    unique_ids(&found);
+    unique_lines(&found);
+    found
+}
+
+fn understand<'a>(section: Section<'a>, base: &Path) -> Found<'a> {
+    section.require("id", "e.g. id = \"north\"");
+    section.require("kind", "kind = \"serial\" with a device, or kind = \"tcp\" with an address");
+    let id: Option<BusId> = section.parsed("id");
+    let kind = section.one_of("kind", &[("serial", Kind::Serial), ("tcp", Kind::Tcp)]);
+    let framing = section.one_of("framing", &[("tcp", Framing::Tcp), ("serial", Framing::Serial)]);
+    let wire = wire(&section);
+    let timeout = section.integer("timeout_ms", TIMEOUT_MS, " ms").map(u64_ms);
+    let retries = section.integer("retries", RETRIES, "").unwrap_or(DEFAULT_RETRIES);
+    let (link, default_timeout) = match kind {
+        Some(Kind::Serial) => (serial(&section, base, wire), SERIAL_TIMEOUT_MS),
+        Some(Kind::Tcp) => (tcp(&section, framing.unwrap_or(Framing::Tcp), wire), TCP_TIMEOUT_MS),
+        None => (None, SERIAL_TIMEOUT_MS),
+    };
+    let timeout = timeout.unwrap_or_else(|| u64_ms(default_timeout));
+    let bus = id.clone().zip(link.clone()).map(|(id, link)| Bus { id, link, timeout, retries });
+    Found { section, id, link, bus }
+}
+
+fn u64_ms(ms: u32) -> Duration {
+    Duration::from_millis(u64::from(ms))
+}
+
+fn wire(section: &Section) -> Wire {
+    let parities = [("none", Parity::None), ("even", Parity::Even), ("odd", Parity::Odd)];
+    Wire {
+        baud: section.integer("baud", BAUD, " bits per second").unwrap_or(DEFAULT_BAUD),
+        parity: section.one_of("parity", &parities).unwrap_or(Parity::None),
+        stop_bits: section.integer("stop_bits", 1..=2, "").unwrap_or(1),
+    }
+}
+
+fn serial(section: &Section, base: &Path, wire: Wire) -> Option<Link> {
+    for key in ["address", "framing"] {
+        foreign(section, key, "kind = \"serial\"", "leave it out, or set kind = \"tcp\"");
+    }
+    section.require("device", "e.g. device = \"/dev/serial/by-id/…\", which stays the same after a restart");
+    Some(Link::Serial { device: base.join(section.text("device")?), wire })
+}
+
+fn tcp(section: &Section, framing: Framing, wire: Wire) -> Option<Link> {
+    foreign(section, "device", "kind = \"tcp\"", "leave it out, or set kind = \"serial\"");
+    section.require("address", "e.g. address = \"10.0.0.5:502\"");
+    if framing == Framing::Tcp {
+        for key in ["baud", "parity", "stop_bits"] {
+            foreign(
+                section,
+                key,
+                "framing = \"tcp\"",
+                "leave it out; a transparent serial server is framing = \"serial\"",
+            );
+        }
+    } else if !section.has("baud") {
+        for key in ["parity", "stop_bits"] {
+            foreign(
+                section,
+                key,
+                "framing = \"serial\" without baud",
+                "add the line's baud, or leave it out",
+            );
+        }
+    }
+    let address = section.text("address")?;
+    if !is_host_and_port(address) {
+        section.fault(
+            "address",
+            format!("{address:?} is not host:port"),
+            Some("e.g. address = \"10.0.0.5:502\"".into()),
+        );
+        return None;
+    }
+    let address = address.to_owned();
+    Some(match framing {
+        Framing::Tcp => Link::Tcp { address },
+        Framing::Serial => Link::SerialOverTcp { address, wire: section.has("baud").then_some(wire) },
+    })
+}
+
+fn foreign(section: &Section, key: &str, with: &str, hint: &str) {
+    if section.has(key) {
+        section.fault(key, format!("means nothing with {with}"), Some(hint.to_owned()));
+    }
+}
+
+fn unique_ids(found: &[Found]) {
+    let mut seen: BTreeMap<&BusId, String> = BTreeMap::new();
+    for bus in found {
+        let Some(id) = &bus.id else { continue };
+        if let Some(first) = seen.get(id) {
+            let message = format!("the bus id {id} is already that of {first}");
+            bus.section.fault("id", message, Some("give each bus an id of its own".into()));
+        } else {
+            seen.insert(id, bus.section.whereabouts());
+        }
+    }
+}
+
+/// A serial line has one master, and so has a transparent serial server; a Modbus TCP peer takes several.
+fn unique_lines(found: &[Found]) {
+    let mut devices: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let mut addresses: BTreeMap<&str, (String, bool)> = BTreeMap::new();
+    for bus in found {
+        let here = bus.section.whereabouts();
+        match &bus.link {
+            Some(Link::Serial { device, .. }) => {
+                // Two names of one adapter (by-id and ttyUSB0) meet here, if it is plugged in.
+                let line = fs::canonicalize(device).unwrap_or_else(|_| device.clone());
+                if let Some(first) = devices.get(&line) {
+                    shared(&bus.section, "device", &line.display().to_string(), first);
+                } else {
+                    devices.insert(line, here);
+                }
+            }
+            Some(Link::Tcp { address } | Link::SerialOverTcp { address, .. }) => {
+                let one_master = matches!(&bus.link, Some(Link::SerialOverTcp { .. }));
+                match addresses.get(address.as_str()) {
+                    Some((first, first_one_master)) if one_master || *first_one_master => {
+                        shared(&bus.section, "address", address, first);
+                    }
+                    Some(_) => {}
+                    None => {
+                        addresses.insert(address, (here, one_master));
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+fn shared(section: &Section, key: &str, line: &str, first: &str) {
+    section.fault(
+        key,
+        format!("{line} is already the line of {first}: two masters would disturb each other"),
+        Some("put the meters of one line on one bus".into()),
+    );
+}

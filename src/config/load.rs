@@ -1,0 +1,229 @@
+//! From a path to settings: reads every file, lets each section be understood, then looks at the whole.
+//!
+//! The only order that matters: profiles and buses before the meters that name them, the plan last.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+use ring::digest;
+
+use super::{
+    Bus, Fault, Settings, buses,
+    fault::Findings,
+    meters,
+    meters_file::{self, Sheet},
+    poll_plan,
+    section::{Place, Section},
+    site, source,
+};
+use crate::{
+    model::BusId,
+    profile::{Catalogue, ProfileFault, SharedProfile},
+};
+
+const ROOT_KEYS: [&str; 10] = [
+    "meters_file",
+    "profiles_dir",
+    "site",
+    "gateway",
+    "reading",
+    "mqtt",
+    "billing",
+    "console",
+    "bus",
+    "meter",
+];
+/// Of the files in `profiles_dir` that are profiles.
+const PROFILE_EXTENSION: &str = "toml";
+/// Where systemd puts the credentials of a service (systemd.exec(5), "CREDENTIALS").
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+
+/// The environment of this process, as far as it is text.
+pub fn environment() -> Vec<(String, String)> {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Reads a whole configuration without touching hardware or network. Either it is faultless, poll plan
+/// included, or every fault is returned.
+pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Settings, Vec<Fault>> {
+    let mut files = Files::default();
+    let file = path.display().to_string();
+    let Some(text) = files.read(path).map_err(|error| vec![unreadable(&file, &error)])? else {
+        return Err(vec![not_text(&file)]);
+    };
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    let credentials =
+        env.iter().find(|(name, _)| name == CREDENTIALS_DIRECTORY).map(|(_, dir)| PathBuf::from(dir));
+    let merged = source::merge(&text, &file, env).map_err(|fault| vec![fault])?;
+    let findings = Findings::new(merged.overrides, merged.faults);
+
+    let base = path.parent().unwrap_or(Path::new(""));
+    let root = Section::new(&file, Place::Root, &merged.root, &ROOT_KEYS, &findings);
+    let site = site::site(&root);
+    let gateway = site::gateway(&root, base);
+    let reading = site::reading(&root);
+    let mqtt = site::mqtt(&root, base, &gateway.id, credentials.as_deref());
+    let billing = site::billing(&root);
+    let console = site::console(&root);
+    let (profiles, broken_profiles) = profiles(&root, base, &mut files, &findings);
+    let found_buses = buses::buses(&root, base);
+
+    let mut sections = root.list("meter", &meters::KEYS);
+    let (sheet_file, sheet) = sheet(&root, base, &mut files, &findings);
+    sections.extend(sheet.rows.iter().map(|(number, cells)| {
+        Section::new(&sheet_file, Place::Row(*number, &sheet.columns), cells, &meters::KEYS, &findings)
+    }));
+    let context = meters::Context {
+        buses: &found_buses,
+        profiles: &profiles,
+        broken_profiles: &broken_profiles,
+        interval_secs: reading.interval_secs,
+    };
+    let meters = meters::meters(sections, &context);
+
+    let buses: Vec<Bus> = found_buses.iter().filter_map(|found| found.bus.clone()).collect();
+    let place_of = |id: &BusId| {
+        let found = found_buses.iter().find(|found| found.id.as_ref() == Some(id));
+        (file.clone(), found.map(|found| found.section.whereabouts()).unwrap_or_default())
+    };
+    let plan = poll_plan::predict_lines(&buses, &meters);
+    poll_plan::overloads(&plan, &buses, &place_of, &findings);
+    drop(found_buses);
+
+    let faults = findings.into_faults();
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let (hash, files) = files.finish();
+    Ok(Settings { site, gateway, reading, mqtt, console, billing, buses, meters, hash, files })
+}
+
+/// Every file that was read, and the hash over them.
+#[derive(Default)]
+struct Files {
+    paths: Vec<PathBuf>,
+    contents: Vec<Vec<u8>>,
+}
+
+impl Files {
+    /// Its text; `None` when it is not UTF-8.
+    fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
+        let bytes = fs::read(path)?;
+        let text = String::from_utf8(bytes.clone()).ok();
+        self.paths.push(path.to_owned());
+        self.contents.push(bytes);
+        Ok(text)
+    }
+
+    /// Lower-case hex of SHA-256 over each file's length (8 bytes, big-endian) and bytes.
+    fn finish(self) -> (String, Vec<PathBuf>) {
+        use std::fmt::Write as _;
+        let mut context = digest::Context::new(&digest::SHA256);
+        for content in &self.contents {
+            context.update(&(content.len() as u64).to_be_bytes());
+            context.update(content);
+        }
+        let hash = context.finish().as_ref().iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+            text
+        });
+        (hash, self.paths)
+    }
+}
+
+fn unreadable(file: &str, error: &io::Error) -> Fault {
+    Fault {
+        file: file.to_owned(),
+        place: String::new(),
+        message: format!("cannot read the configuration: {error}"),
+        hint: Some("name it with --config FILE or METER_GATEWAY_CONFIG, and check who may read it".into()),
+    }
+}
+
+fn not_text(file: &str) -> Fault {
+    Fault {
+        file: file.to_owned(),
+        place: String::new(),
+        message: "this is not text in UTF-8".into(),
+        hint: Some("save it as UTF-8; spreadsheets call it \"CSV UTF-8\"".into()),
+    }
+}
+
+/// The built-in profiles and the site's own, and the names of those whose files are at fault.
+fn profiles(
+    root: &Section,
+    base: &Path,
+    files: &mut Files,
+    findings: &Findings,
+) -> (BTreeMap<String, SharedProfile>, BTreeSet<String>) {
+    let mut texts = Vec::new();
+    let mut broken = BTreeSet::new();
+    if let Some(dir) = root.text("profiles_dir").map(|dir| base.join(dir)) {
+        let paths = profile_files(&dir).unwrap_or_else(|error| {
+            let message = format!("cannot read {}: {error}", dir.display());
+            root.fault("profiles_dir", message, Some("a directory, relative to this file".into()));
+            Vec::new()
+        });
+        for path in paths {
+            let file = path.display().to_string();
+            match files.read(&path) {
+                Ok(Some(text)) => texts.push((file, text)),
+                Ok(None) => {
+                    broken.extend(meters::stem(&file));
+                    findings.add(not_text(&file));
+                }
+                Err(error) => {
+                    broken.extend(meters::stem(&file));
+                    root.fault("profiles_dir", format!("cannot read {file}: {error}"), None);
+                }
+            }
+        }
+    }
+    let (catalogue, faults) = Catalogue::with_dir(texts);
+    broken.extend(faults.iter().filter_map(|fault| meters::stem(&fault.file)));
+    findings.extend(faults.into_iter().map(|ProfileFault { file, place, message, hint }| Fault {
+        file,
+        place,
+        message,
+        hint,
+    }));
+    (catalogue.iter().map(|profile| (profile.id.clone(), profile.clone())).collect(), broken)
+}
+
+/// Sorted, so that the hash and the order of faults do not depend on the file system.
+fn profile_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == PROFILE_EXTENSION) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn sheet(root: &Section, base: &Path, files: &mut Files, findings: &Findings) -> (String, Sheet) {
+    let Some(path) = root.text("meters_file").map(|name| base.join(name)) else {
+        return (String::new(), Sheet::default());
+    };
+    let file = path.display().to_string();
+    let sheet = match files.read(&path) {
+        Ok(Some(text)) => meters_file::sheet(&text, &file, &meters::KEYS, &meters::NEEDED, findings),
+        Ok(None) => {
+            findings.add(not_text(&file));
+            Sheet::default()
+        }
+        Err(error) => {
+            let message = format!("cannot read {file}: {error}");
+            root.fault("meters_file", message, Some("a CSV file, relative to this file".into()));
+            Sheet::default()
+        }
+    };
+    (file, sheet)
+}

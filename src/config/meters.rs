@@ -1,0 +1,257 @@
+//! `[[meter]]` and the rows of the meters file: each by itself, then against the buses and each other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use super::{Link, Meter, buses, fault::did_you_mean, section::Section, site::MAX_INTERVAL_SECS};
+use crate::{
+    model::{BusId, Dec, MeterId},
+    profile::SharedProfile,
+};
+
+pub(super) const KEYS: [&str; 16] = [
+    "id",
+    "bus",
+    "protocol",
+    "address",
+    "profile",
+    "serial",
+    "ct_ratio",
+    "pt_ratio",
+    "parent",
+    "building",
+    "unit",
+    "room",
+    "interval_secs",
+    "timeout_ms",
+    "retries",
+    "max_per_hour",
+];
+/// Keys that every meter has.
+pub(super) const NEEDED: [&str; 4] = ["id", "bus", "address", "profile"];
+
+/// What meters refer to.
+pub(super) struct Context<'a> {
+    pub buses: &'a [buses::Found<'a>],
+    pub profiles: &'a BTreeMap<String, SharedProfile>,
+    /// Profiles whose own file is at fault: naming them is no second mistake.
+    pub broken_profiles: &'a BTreeSet<String>,
+    /// `[reading] interval_secs`
+    pub interval_secs: u32,
+}
+
+/// A meter as far as it could be understood.
+struct Found<'a> {
+    section: Section<'a>,
+    id: Option<MeterId>,
+    bus: Option<BusId>,
+    unit: Option<u8>,
+    parent: Option<MeterId>,
+    meter: Option<Meter>,
+}
+
+/// The meters that are whole; every fault of theirs is noted.
+pub(super) fn meters(sections: Vec<Section>, context: &Context) -> Vec<Meter> {
+    let found: Vec<Found> = sections.into_iter().map(|section| understand(section, context)).collect();
+    unique_ids(&found);
+    unique_addresses(&found);
+    parents(&found);
+    found.into_iter().filter_map(|found| found.meter).collect()
+}
+
+fn understand<'a>(section: Section<'a>, context: &Context) -> Found<'a> {
+    for (key, hint) in NEEDED.into_iter().zip([
+        "a name that stays when the device is exchanged, e.g. E-0101",
+        "the id of the [[bus]] that it is on",
+        "its Modbus unit id, e.g. 1",
+        "its type; `meter-gateway profile list` shows them",
+    ]) {
+        section.require(key, hint);
+    }
+    protocol(&section);
+    let id: Option<MeterId> = section.parsed("id");
+    let bus = bus(&section, context.buses);
+    let unit = unit(&section, bus.and_then(|bus| bus.link.as_ref()));
+    let profile = profile(&section, context);
+    let ct_ratio = section.decimal("ct_ratio").unwrap_or(Dec::ONE);
+    let pt_ratio = section.decimal("pt_ratio").unwrap_or(Dec::ONE);
+    let multiplier = ct_ratio.times(pt_ratio);
+    if multiplier.is_none() {
+        section.fault("ct_ratio", format!("{ct_ratio} × {pt_ratio} has more than 28 digits"), None);
+    }
+    let parent: Option<MeterId> = section.parsed("parent");
+    let text = |key| section.text(key).map(str::to_owned);
+    let serial = text("serial");
+    let (building, unit_name, room) = (text("building"), text("unit"), text("room"));
+    let interval_secs =
+        section.integer("interval_secs", 0..=MAX_INTERVAL_SECS, " seconds").unwrap_or(context.interval_secs);
+    let timeout = section
+        .integer::<u32>("timeout_ms", buses::TIMEOUT_MS, " ms")
+        .map(|ms| Duration::from_millis(u64::from(ms)));
+    let retries = section.integer("retries", buses::RETRIES, "");
+    let max_per_hour = section.decimal("max_per_hour");
+    let bus = bus.and_then(|bus| bus.id.clone());
+    let whole = (id.clone(), bus.clone(), unit, profile, multiplier);
+    let meter = match whole {
+        (Some(id), Some(bus), Some(unit), Some(profile), Some(multiplier)) => Some(Meter {
+            id,
+            bus,
+            unit,
+            profile,
+            serial,
+            multiplier,
+            ct_ratio,
+            pt_ratio,
+            parent: parent.clone(),
+            building,
+            unit_name,
+            room,
+            interval_secs,
+            timeout,
+            retries,
+            max_per_hour,
+        }),
+        _ => None,
+    };
+    Found { section, id, bus, unit, parent, meter }
+}
+
+fn protocol(section: &Section) {
+    const LATER: [&str; 4] = ["dlt645-2007", "dlt645-1997", "cjt188", "mbus"];
+    match section.text("protocol") {
+        None | Some("modbus") => {}
+        Some(other) if LATER.contains(&other) => section.fault(
+            "protocol",
+            format!("{other} is not in this version, expected \"modbus\""),
+            Some("leave this meter out until it is, or read it through a Modbus converter".into()),
+        ),
+        Some(other) => section.fault(
+            "protocol",
+            format!("{other:?}, expected \"modbus\""),
+            did_you_mean(other, ["modbus"]).or_else(|| Some("leave it out: the profile's is used".into())),
+        ),
+    }
+}
+
+fn bus<'a>(section: &Section, buses: &'a [buses::Found<'a>]) -> Option<&'a buses::Found<'a>> {
+    let name = section.text("bus")?;
+    let ids = || buses.iter().filter_map(|bus| bus.id.as_ref()).map(BusId::as_str);
+    let found = buses.iter().find(|bus| bus.id.as_ref().is_some_and(|id| id.as_str() == name));
+    if found.is_none() {
+        let hint = did_you_mean(name, ids()).unwrap_or_else(|| match ids().collect::<Vec<_>>() {
+            ids if ids.is_empty() => "there is no [[bus]] with a valid id yet: add one".into(),
+            ids => format!("the buses are: {}", ids.join(", ")),
+        });
+        section.fault("bus", format!("there is no bus {name:?}"), Some(hint));
+    }
+    found
+}
+
+/// Unit ids: 1 to 247 on a serial line (Modbus over Serial Line V1.02, 2.2); a TCP peer may want 0 or 255.
+fn unit(section: &Section, link: Option<&Link>) -> Option<u8> {
+    let text = section.text_or_number("address")?;
+    let serial = matches!(link, Some(Link::Serial { .. } | Link::SerialOverTcp { .. }));
+    let range = if serial { 1..=247 } else { 0..=255 };
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let unit = text.parse::<u8>().ok().filter(|unit| digits && range.contains(unit));
+    if unit.is_none() {
+        let (low, high) = (range.start(), range.end());
+        let kind = if serial { "a serial line" } else { "a Modbus TCP bus" };
+        section.fault(
+            "address",
+            format!("{text:?} is not a Modbus unit id: expected {low} to {high} on {kind}"),
+            Some("the unit id is set at the meter, often in its menu".into()),
+        );
+    }
+    unit
+}
+
+fn profile(section: &Section, context: &Context) -> Option<SharedProfile> {
+    let name = section.text("profile")?;
+    let found = context.profiles.get(name).cloned();
+    if found.is_none() && !context.broken_profiles.contains(name) {
+        let hint = did_you_mean(name, context.profiles.keys().map(String::as_str))
+            .unwrap_or_else(|| "`meter-gateway profile list` shows them".into());
+        section.fault("profile", format!("there is no profile {name:?}"), Some(hint));
+    }
+    found
+}
+
+fn unique_ids(found: &[Found]) {
+    let mut seen: BTreeMap<&MeterId, String> = BTreeMap::new();
+    for meter in found {
+        let Some(id) = &meter.id else { continue };
+        if let Some(first) = seen.get(id) {
+            let message = format!("the meter id {id} is already that of {first}");
+            meter.section.fault("id", message, Some("give each meter an id of its own".into()));
+        } else {
+            seen.insert(id, meter.section.whereabouts());
+        }
+    }
+}
+
+fn unique_addresses(found: &[Found]) {
+    let mut seen: BTreeMap<(&BusId, u8), String> = BTreeMap::new();
+    for meter in found {
+        let (Some(bus), Some(unit)) = (&meter.bus, meter.unit) else { continue };
+        if let Some(first) = seen.get(&(bus, unit)) {
+            meter.section.fault(
+                "address",
+                format!("address {unit} on bus {bus} is already that of {first}"),
+                Some("two meters with one address answer at once: change one at the meter and here".into()),
+            );
+        } else {
+            seen.insert((bus, unit), meter.section.whereabouts());
+        }
+    }
+}
+
+/// Every parent exists, and no meter is behind itself.
+fn parents(found: &[Found]) {
+    let mut parent_of: BTreeMap<&MeterId, &MeterId> = BTreeMap::new();
+    for meter in found {
+        let Some(parent) = &meter.parent else { continue };
+        if !found.iter().any(|other| other.id.as_ref() == Some(parent)) {
+            let ids = found.iter().filter_map(|other| other.id.as_ref()).map(MeterId::as_str);
+            let hint = did_you_mean(parent.as_str(), ids)
+                .unwrap_or_else(|| "name the id of the main meter, or leave parent out".into());
+            meter.section.fault("parent", format!("there is no meter {parent}"), Some(hint));
+        } else if let Some(id) = &meter.id {
+            parent_of.entry(id).or_insert(parent);
+        }
+    }
+    let mut in_cycles: BTreeSet<&MeterId> = BTreeSet::new();
+    for meter in found {
+        let Some(start) = &meter.id else { continue };
+        if in_cycles.contains(start) {
+            continue;
+        }
+        let mut chain = vec![start];
+        // A chain that is longer than there are meters goes round a cycle which `start` is not part of.
+        let mut at = start;
+        while let Some(parent) = parent_of.get(at).filter(|_| chain.len() <= found.len()) {
+            chain.push(parent);
+            at = parent;
+            if at == start {
+                break;
+            }
+        }
+        if at == start && chain.len() > 1 {
+            in_cycles.extend(&chain);
+            let around: Vec<&str> = chain.iter().map(|id| id.as_str()).collect();
+            meter.section.fault(
+                "parent",
+                format!("these meters are behind each other: {}", around.join(" → ")),
+                Some("the main meter of a building has no parent".into()),
+            );
+        }
+    }
+}
+
+/// `E-0101.toml` → `E-0101`: a profile is named as its file.
+pub(super) fn stem(file: &str) -> Option<String> {
+    Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned())
+}

@@ -1,0 +1,385 @@
+//! The single sections: `[site]`, `[gateway]`, `[reading]`, `[mqtt]`, `[billing]`, `[console]`.
+//!
+//! Each function notes what is wrong and returns what can stand in for it, so that the rest is still checked.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use chrono::NaiveTime;
+use chrono_tz::{TZ_VARIANTS, Tz};
+
+use super::{
+    Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, fault::did_you_mean,
+    section::Section,
+};
+
+/// Seconds between slots when nothing is said: a quarter of an hour, the usual settlement period.
+const INTERVAL_SECS: u32 = 900;
+/// Longest interval: a day, because slots begin again at midnight.
+pub(super) const MAX_INTERVAL_SECS: i64 = 86_400;
+/// Days kept when nothing is said: three years, so that a bill can be disputed.
+const RETENTION_DAYS: u32 = 1100;
+/// Fewest and most days that can be asked for: a month for a broker that is away, a century to stop typing slips.
+const RETENTION_RANGE: std::ops::RangeInclusive<i64> = 1..=36_500;
+/// Longest site and gateway id: they are levels of every topic.
+const MAX_ID_CHARS: usize = 32;
+/// Longest prefix, so that a topic stays far below MQTT's 65 535 bytes and readable.
+const MAX_PREFIX_BYTES: usize = 128;
+/// Longest client id, in bytes: what the common brokers accept.
+const MAX_CLIENT_ID_BYTES: usize = 128;
+
+const SITE_KEYS: [&str; 3] = ["id", "name", "timezone"];
+const GATEWAY_KEYS: [&str; 2] = ["id", "data_dir"];
+const READING_KEYS: [&str; 2] = ["interval_secs", "retention_days"];
+const MQTT_KEYS: [&str; 10] = [
+    "url",
+    "version",
+    "topic_prefix",
+    "client_id",
+    "username",
+    "password_file",
+    "ca_file",
+    "cert_file",
+    "key_file",
+    "confirm",
+];
+const BILLING_KEYS: [&str; 3] = ["day", "time", "window_hours"];
+const CONSOLE_KEYS: [&str; 1] = ["listen"];
+
+pub(super) fn site(root: &Section) -> Site {
+    let mut site = Site { id: String::new(), name: String::new(), timezone: Tz::UTC };
+    let needed = "add [site] with id and timezone";
+    let Some(section) = root.table("site", &SITE_KEYS, Some(needed)) else { return site };
+    section.require("id", "a short name for topics, e.g. id = \"riverside\"");
+    section.require("timezone", "days and slots are local: e.g. timezone = \"Asia/Shanghai\"");
+    site.id = topic_id(&section).unwrap_or_default();
+    site.name = section.text("name").map_or_else(|| site.id.clone(), str::to_owned);
+    if let Some(text) = section.text("timezone") {
+        match text.parse() {
+            Ok(zone) => site.timezone = zone,
+            Err(_) => section.fault(
+                "timezone",
+                format!("{text:?} is not the name of a time zone"),
+                did_you_mean(text, TZ_VARIANTS.iter().map(|zone| zone.name()))
+                    .or_else(|| Some("names are those of the IANA database, e.g. Asia/Shanghai".into())),
+            ),
+        }
+    }
+    site
+}
+
+pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
+    let mut gateway = Gateway { id: String::new(), data_dir: PathBuf::from("/var/lib/meter-gateway") };
+    let needed = "add [gateway] with id";
+    let Some(section) = root.table("gateway", &GATEWAY_KEYS, Some(needed)) else { return gateway };
+    section.require("id", "a short name for topics, e.g. id = \"gw-01\"");
+    gateway.id = topic_id(&section).unwrap_or_default();
+    if let Some(dir) = section.text("data_dir") {
+        gateway.data_dir = base.join(dir);
+    }
+    gateway
+}
+
+fn topic_id(section: &Section) -> Option<String> {
+    let id = section.text("id")?;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if id.len() <= MAX_ID_CHARS && id.chars().all(allowed) {
+        return Some(id.to_owned());
+    }
+    let tamed: String =
+        id.to_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_ID_CHARS).collect();
+    let hint = tamed.contains(|c| c != '-').then(|| format!("e.g. id = \"{tamed}\""));
+    let message = format!("{id:?} is not a valid id: expected 1 to {MAX_ID_CHARS} of a-z 0-9 -");
+    section.fault("id", message, hint);
+    None
+}
+
+pub(super) fn reading(root: &Section) -> ReadingRules {
+    let section = root.table("reading", &READING_KEYS, None);
+    let section = section.as_ref();
+    ReadingRules {
+        interval_secs: section
+            .and_then(|s| s.integer("interval_secs", 0..=MAX_INTERVAL_SECS, " seconds"))
+            .unwrap_or(INTERVAL_SECS),
+        retention_days: section
+            .and_then(|s| s.integer("retention_days", RETENTION_RANGE, " days"))
+            .unwrap_or(RETENTION_DAYS),
+    }
+}
+
+pub(super) fn billing(root: &Section) -> Billing {
+    let mut billing = Billing { day: 1, time: NaiveTime::MIN, window_hours: 72 };
+    let Some(section) = root.table("billing", &BILLING_KEYS, None) else { return billing };
+    billing.day = section.integer("day", 1..=28, ", a day that every month has").unwrap_or(billing.day);
+    billing.window_hours = section.integer("window_hours", 1..=720, " hours").unwrap_or(billing.window_hours);
+    if let Some(text) = section.text("time") {
+        match NaiveTime::parse_from_str(text, "%H:%M") {
+            Ok(time) if text.len() == "00:00".len() => billing.time = time,
+            _ => section.fault(
+                "time",
+                format!("{text:?} is not a time of day"),
+                Some("two digits each, e.g. time = \"00:00\"".into()),
+            ),
+        }
+    }
+    billing
+}
+
+pub(super) fn console(root: &Section) -> Option<SocketAddr> {
+    let section = root.table("console", &CONSOLE_KEYS, None)?;
+    section.require("listen", "e.g. listen = \"127.0.0.1:8420\", or leave [console] out");
+    let text = section.text("listen")?;
+    let named = text.strip_prefix("localhost:").map(|port| format!("{}:{port}", Ipv4Addr::LOCALHOST));
+    let Ok(address) = named.as_deref().unwrap_or(text).parse::<SocketAddr>() else {
+        section.fault(
+            "listen",
+            format!("{text:?} is not an address and a port"),
+            Some("e.g. listen = \"127.0.0.1:8420\"".into()),
+        );
+        return None;
+    };
+    if !address.ip().is_loopback() {
+        section.fault(
+            "listen",
+            format!("{address} can be reached from outside, which needs users and TLS: not in this version"),
+            Some(format!(
+                "listen = \"127.0.0.1:{}\", behind a reverse proxy or an SSH tunnel",
+                address.port()
+            )),
+        );
+        return None;
+    }
+    Some(address)
+}
+
+/// `credentials` is systemd's directory of credentials, if it gave us one.
+pub(super) fn mqtt(root: &Section, base: &Path, gateway_id: &str, credentials: Option<&Path>) -> Mqtt {
+    let mut mqtt = Mqtt {
+        host: String::new(),
+        port: 0,
+        tls: None,
+        version: MqttVersion::V5,
+        topic_prefix: "metering/v1".into(),
+        client_id: gateway_id.to_owned(),
+        username: None,
+        password_file: None,
+        confirm: Confirm::Broker,
+    };
+    let needed = "add [mqtt] with url, e.g. url = \"mqtt://127.0.0.1:1883\"";
+    let Some(section) = root.table("mqtt", &MQTT_KEYS, Some(needed)) else { return mqtt };
+    section.require("url", "e.g. url = \"mqtt://127.0.0.1:1883\", or mqtts:// for TLS");
+    let mut secure = None;
+    if let Some(url) = section.text("url") {
+        match broker(url) {
+            Ok((tls, host, port)) => {
+                (secure, mqtt.host, mqtt.port) = (Some(tls), host, port);
+            }
+            Err((message, hint)) => section.fault("url", message, Some(hint.to_owned())),
+        }
+    }
+    let versions = [("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)];
+    mqtt.version = section.one_of("version", &versions).unwrap_or(mqtt.version);
+    let confirms = [("broker", Confirm::Broker), ("billing", Confirm::Billing)];
+    mqtt.confirm = section.one_of("confirm", &confirms).unwrap_or(mqtt.confirm);
+    if let Some(prefix) = topic_prefix(&section) {
+        mqtt.topic_prefix = prefix;
+    }
+    if let Some(id) = section.text("client_id") {
+        if id.len() > MAX_CLIENT_ID_BYTES {
+            let message = format!("{} bytes long, expected at most {MAX_CLIENT_ID_BYTES}", id.len());
+            section.fault("client_id", message, None);
+        }
+        id.clone_into(&mut mqtt.client_id);
+    }
+    mqtt.username = section.text("username").map(str::to_owned);
+    mqtt.password_file =
+        section.text("password_file").map(|name| password(&section, base, name, credentials));
+    if mqtt.password_file.is_some() && !section.has("username") {
+        section.fault("username", "missing: a password_file is given", Some("add username".into()));
+    }
+    mqtt.tls = tls(&section, base, secure);
+    mqtt
+}
+
+fn topic_prefix(section: &Section) -> Option<String> {
+    let prefix = section.text("topic_prefix")?;
+    let (message, hint) = if prefix.contains(['#', '+']) {
+        ("holds a wildcard (# or +)", None)
+    } else if prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains("//") {
+        (
+            "has an empty level",
+            Some(prefix.split('/').filter(|l| !l.is_empty()).collect::<Vec<_>>().join("/")),
+        )
+    } else if prefix.starts_with('$') {
+        ("begins with $, which brokers keep for themselves", None)
+    } else if prefix.len() > MAX_PREFIX_BYTES {
+        ("is longer than 128 bytes", None)
+    } else {
+        return Some(prefix.to_owned());
+    };
+    let hint = hint.map(|better| format!("e.g. topic_prefix = \"{better}\""));
+    section.fault("topic_prefix", format!("{prefix:?} {message}"), hint);
+    None
+}
+
+/// TLS or not, host, port. Errors never repeat what may be a password.
+fn broker(url: &str) -> Result<(bool, String, u16), (String, &'static str)> {
+    const EXAMPLE: &str = "e.g. mqtt://127.0.0.1:1883, or mqtts://broker.example for TLS on port 8883";
+    if url.contains('@') {
+        return Err((
+            "a user name or password stands in the url".into(),
+            "use username, and put the password into a file named in password_file",
+        ));
+    }
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err((format!("{url:?} has no scheme, expected mqtt:// or mqtts://"), EXAMPLE));
+    };
+    let (tls, default) = match scheme.to_ascii_lowercase().as_str() {
+        "mqtt" => (false, 1883),
+        "mqtts" => (true, 8883),
+        _ => return Err((format!("scheme {scheme:?}, expected mqtt:// or mqtts://"), EXAMPLE)),
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match split_port(rest) {
+        Some((host, port)) => (host, Some(port)),
+        None => (rest, None),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() || host.contains(['/', '?', '#', '[', ']']) || host.contains(char::is_whitespace) {
+        return Err((format!("{url:?} names no host, or more than a host and a port"), EXAMPLE));
+    }
+    match port.map_or(Ok(default), str::parse::<u16>) {
+        Ok(port) if port > 0 => Ok((tls, host.to_owned(), port)),
+        _ => Err((format!("{url:?} has no port from 1 to 65535"), EXAMPLE)),
+    }
+}
+
+/// Splits at the colon before a port, not at those within `[::1]`.
+fn split_port(text: &str) -> Option<(&str, &str)> {
+    text.rsplit_once(':').filter(|(_, port)| !port.contains(']'))
+}
+
+/// Whether a text is `host:port`.
+pub(super) fn is_host_and_port(text: &str) -> bool {
+    split_port(text).is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host_fits = match bare {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'))
+            }
+        };
+        host_fits && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// The password's file: a systemd credential of that name wins over the file itself.
+fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Path>) -> PathBuf {
+    let file = base.join(name);
+    let credential = credentials.zip(file.file_name()).map(|(dir, name)| dir.join(name));
+    if let Some(credential) = credential.filter(|path| path.is_file()) {
+        return credential;
+    }
+    let problem = match fs::File::open(&file).and_then(|opened| opened.metadata()) {
+        Ok(about) if !about.is_file() => Some("not a file".to_owned()),
+        Ok(about) if about.len() == 0 => Some("empty".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(problem) = problem {
+        section.fault(
+            "password_file",
+            format!("cannot read {}: {problem}", file.display()),
+            Some("write the password alone into it, readable for the service's user only".into()),
+        );
+    }
+    file
+}
+
+fn tls(section: &Section, base: &Path, secure: Option<bool>) -> Option<Tls> {
+    const KEYS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
+    let pem = |key: &str, marker: &str| {
+        let path = base.join(section.text(key)?);
+        let problem = match fs::read(&path) {
+            Ok(bytes) if String::from_utf8_lossy(&bytes).contains(marker) => None,
+            Ok(_) => Some(io::Error::other(format!("expected PEM with {marker:?}"))),
+            Err(error) => Some(error),
+        };
+        if let Some(problem) = problem {
+            section.fault(
+                key,
+                format!("cannot use {}: {problem}", path.display()),
+                Some("paths are relative to the configuration file; check name, rights and format".into()),
+            );
+        }
+        Some(path)
+    };
+    let [ca, cert, key] = KEYS;
+    let tls = Tls {
+        ca_file: pem(ca, "BEGIN CERTIFICATE"),
+        cert_file: pem(cert, "BEGIN CERTIFICATE"),
+        key_file: pem(key, "PRIVATE KEY"),
+    };
+    for (given, other) in [(cert, key), (key, cert)] {
+        if section.has(given) && !section.has(other) {
+            let hint = format!("mutual TLS needs both: add {other}, or leave {given} out");
+            section.fault(given, format!("given without {other}"), Some(hint));
+        }
+    }
+    if secure == Some(false) {
+        for key in KEYS.into_iter().filter(|key| section.has(key)) {
+            section.fault(
+                key,
+                "given, but the url is mqtt://, which is not encrypted",
+                Some("change the url to mqtts://, or leave the key out".into()),
+            );
+        }
+        return None;
+    }
+    Some(tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_brokers() {
+        for (url, expected) in [
+            ("mqtt://10.0.0.5", (false, "10.0.0.5", 1883)),
+            ("mqtts://broker.example/", (true, "broker.example", 8883)),
+            ("MQTT://b:1884", (false, "b", 1884)),
+            ("mqtt://[::1]:1885", (false, "::1", 1885)),
+            ("mqtts://[fe80::1]", (true, "fe80::1", 8883)),
+        ] {
+            let (tls, host, port) = broker(url).unwrap();
+            assert_eq!((tls, host.as_str(), port), expected, "{url}");
+        }
+        for url in ["b:1883", "tcp://b", "mqtt://", "mqtt://b:0", "mqtt://b:x", "mqtt://b/path", "mqtt://a b"]
+        {
+            assert!(broker(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_repeated() {
+        for url in ["mqtt://gw:s3cret@b", "gw:s3cret@b", "ftp://gw:s3cret@b:99999"] {
+            let (message, hint) = broker(url).unwrap_err();
+            assert!(!message.contains("s3cret"), "{message}");
+            assert!(hint.contains("password_file"));
+        }
+    }
+
+    #[test]
+    fn hosts_with_ports() {
+        for good in ["10.0.0.5:502", "plc-7.local:5020", "[::1]:502"] {
+            assert!(is_host_and_port(good), "{good}");
+        }
+        for bad in ["10.0.0.5", ":502", "a:0", "a:70000", "::1:502", "tcp://a:502", "a b:502"] {
+            assert!(!is_host_and_port(bad), "{bad}");
+        }
+    }
+}
