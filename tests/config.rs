@@ -1,13 +1,6 @@
 //! What an operator meets when a configuration is read: all faults at once, each with its place and a hint.
 
-// Helpers of tests may fail like tests; a long list of mistakes is one test.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::format_collect,
-    clippy::format_push_string,
-    clippy::too_many_lines
-)]
+#![allow(clippy::unwrap_used)] // the helpers of a test are a test too
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -41,78 +34,7 @@ address = "1"
 profile = "eastron-sdm120"
 "#;
 
-fn load_in(dir: &TempDir, text: &str, env: &[(&str, &str)]) -> Result<Settings, Vec<Fault>> {
-    let path = dir.path().join("gateway.toml");
-    fs::write(&path, text).unwrap();
-    config::load(&path, env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
-}
-
-fn load(text: &str) -> Result<Settings, Vec<Fault>> {
-    load_in(&TempDir::new().unwrap(), text, &[])
-}
-
-fn said(faults: &[Fault]) -> String {
-    faults.iter().map(|fault| format!("{fault}\n")).collect()
-}
-
-fn faults(text: &str) -> Vec<Fault> {
-    load(text).err().unwrap_or_default()
-}
-
-/// The one fault that replacing `old` with `new` in the valid configuration brings.
-fn slip(old: &str, new: &str) -> Fault {
-    assert!(VALID.contains(old), "{old}");
-    let found = faults(&VALID.replacen(old, new, 1));
-    assert_eq!(found.len(), 1, "{new}: {}", said(&found));
-    found.into_iter().next().unwrap()
-}
-
-fn find<'a>(faults: &'a [Fault], place: &str) -> &'a Fault {
-    faults.iter().find(|fault| fault.place == place).unwrap_or_else(|| panic!("{place}: {}", said(faults)))
-}
-
-#[test]
-fn the_installed_example_is_faultless() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gateway.toml");
-    let settings = config::load(&path, []).unwrap_or_else(|faults| panic!("{}", said(&faults)));
-    assert_eq!(settings.meters.len(), 9);
-    assert_eq!(settings.files.len(), 2);
-    assert_eq!(settings.site.name, "滨江花园");
-    let plan = poll_plan::predict(&settings);
-    assert!(plan.buses.iter().all(|bus| bus.load_ppm > 0 && !bus.is_overloaded()), "{plan:?}");
-    let main = settings.meters.iter().find(|meter| meter.id.as_str() == "E-MAIN-1").unwrap();
-    assert_eq!((main.multiplier.to_string().as_str(), main.interval_secs, main.unit), ("40", 300, 100));
-}
-
-#[test]
-fn what_is_left_out_has_its_default() {
-    let settings = load(VALID).unwrap_or_else(|faults| panic!("{}", said(&faults)));
-    assert_eq!(settings.gateway.data_dir, PathBuf::from("/var/lib/meter-gateway"));
-    assert_eq!((settings.mqtt.host.as_str(), settings.mqtt.port), ("127.0.0.1", 1883));
-    assert_eq!((settings.mqtt.version, settings.mqtt.confirm), (MqttVersion::V5, Confirm::Broker));
-    assert_eq!(
-        (settings.mqtt.client_id.as_str(), settings.mqtt.topic_prefix.as_str()),
-        ("gw-01", "metering/v1")
-    );
-    assert!(settings.mqtt.tls.is_none() && settings.console.is_none());
-    assert_eq!((settings.billing.day, settings.billing.window_hours), (1, 72));
-    assert_eq!((settings.reading.interval_secs, settings.reading.retention_days), (900, 1100));
-    let [north, plant] = settings.buses.as_slice() else { panic!("two buses") };
-    assert_eq!((north.timeout, north.retries), (Duration::from_millis(300), 1));
-    assert_eq!(plant.timeout, Duration::from_secs(1));
-    assert!(
-        matches!(north.link, Link::Serial { wire, .. } if wire.baud == 9600 && wire.parity == Parity::None)
-    );
-    assert_eq!(settings.meters[0].multiplier, Dec::ONE);
-    assert_eq!(settings.meters[0].interval_secs, 900);
-    assert_eq!(settings.hash.len(), 64);
-    assert_ne!(settings.hash, load(&format!("{VALID}\n# a comment")).unwrap().hash);
-}
-
-#[test]
-fn many_mistakes_are_found_in_one_pass_each_with_place_and_hint() {
-    let found = faults(
-        r#"
+const MISTAKES: &str = r#"
 profile_dir = "profiles"
 [site]
 id = "River Side"
@@ -174,8 +96,79 @@ profile = "eastron-sdm120"
 protocol = "mbus"
 retries = 9
 parent = "E-9"
-"#,
+"#;
+
+fn load_in(dir: &TempDir, text: &str, env: &[(&str, &str)]) -> Result<Settings, Vec<Fault>> {
+    let path = dir.path().join("gateway.toml");
+    fs::write(&path, text).unwrap();
+    config::load(&path, env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+}
+
+fn load(text: &str) -> Result<Settings, Vec<Fault>> {
+    load_in(&TempDir::new().unwrap(), text, &[])
+}
+
+fn said(faults: &[Fault]) -> String {
+    faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn faults(text: &str) -> Vec<Fault> {
+    load(text).err().unwrap_or_default()
+}
+
+/// The one fault that replacing `old` with `new` in the valid configuration brings.
+fn slip(old: &str, new: &str) -> Fault {
+    assert!(VALID.contains(old), "{old}");
+    let found = faults(&VALID.replacen(old, new, 1));
+    assert_eq!(found.len(), 1, "{new}: {}", said(&found));
+    found.into_iter().next().unwrap()
+}
+
+fn find<'a>(faults: &'a [Fault], place: &str) -> &'a Fault {
+    faults.iter().find(|fault| fault.place == place).unwrap_or_else(|| panic!("{place}: {}", said(faults)))
+}
+
+#[test]
+fn the_installed_example_is_faultless() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/gateway.toml");
+    let settings = config::load(&path, []).unwrap_or_else(|faults| panic!("{}", said(&faults)));
+    assert_eq!(settings.meters.len(), 9);
+    assert_eq!(settings.files.len(), 2);
+    assert_eq!(settings.site.name, "滨江花园");
+    let plan = poll_plan::predict(&settings);
+    assert!(plan.buses.iter().all(|bus| bus.load_ppm > 0 && !bus.is_overloaded()), "{plan:?}");
+    let main = settings.meters.iter().find(|meter| meter.id.as_str() == "E-MAIN-1").unwrap();
+    assert_eq!((main.multiplier.to_string().as_str(), main.interval_secs, main.unit), ("40", 300, 100));
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let settings = load(VALID).unwrap_or_else(|faults| panic!("{}", said(&faults)));
+    assert_eq!(settings.gateway.data_dir, PathBuf::from("/var/lib/meter-gateway"));
+    assert_eq!((settings.mqtt.host.as_str(), settings.mqtt.port), ("127.0.0.1", 1883));
+    assert_eq!((settings.mqtt.version, settings.mqtt.confirm), (MqttVersion::V5, Confirm::Broker));
+    assert_eq!(
+        (settings.mqtt.client_id.as_str(), settings.mqtt.topic_prefix.as_str()),
+        ("gw-01", "metering/v1")
     );
+    assert!(settings.mqtt.tls.is_none() && settings.console.is_none());
+    assert_eq!((settings.billing.day, settings.billing.window_hours), (1, 72));
+    assert_eq!((settings.reading.interval_secs, settings.reading.retention_days), (900, 1100));
+    let [north, plant] = settings.buses.as_slice() else { panic!("two buses") };
+    assert_eq!((north.timeout, north.retries), (Duration::from_millis(300), 1));
+    assert_eq!(plant.timeout, Duration::from_secs(1));
+    assert!(
+        matches!(north.link, Link::Serial { wire, .. } if wire.baud == 9600 && wire.parity == Parity::None)
+    );
+    assert_eq!(settings.meters[0].multiplier, Dec::ONE);
+    assert_eq!(settings.meters[0].interval_secs, 900);
+    assert_eq!(settings.hash.len(), 64);
+    assert_ne!(settings.hash, load(&format!("{VALID}\n# a comment")).unwrap().hash);
+}
+
+#[test]
+fn many_mistakes_are_found_in_one_pass_each_with_place_and_hint() {
+    let found = faults(MISTAKES);
     let expected = [
         ("profile_dir", "profiles_dir"),
         ("site.id", "river-side"),
@@ -389,9 +382,10 @@ fn profiles_of_the_site_are_added_and_their_faults_reported() {
 fn a_line_that_cannot_keep_its_interval_is_a_fault() {
     let mut text = VALID.replace("kind = \"serial\"", "kind = \"serial\"\nbaud = 1200");
     for unit in 2..=40 {
-        text += &format!(
+        let meter = format!(
             "[[meter]]\nid = \"E-{unit}\"\nbus = \"north\"\naddress = \"{unit}\"\nprofile = \"eastron-sdm630\"\ninterval_secs = 5\n"
         );
+        text.push_str(&meter);
     }
     let found = faults(&text);
     assert_eq!(found.len(), 1, "{}", said(&found));
