@@ -110,7 +110,7 @@ pub struct Encoding {
     pub kind: Kind,
     /// Order of the bytes on the wire; `A` is the most significant: `AB`, `CDAB`, … As long as the cell.
     pub order: ByteOrder,
-    /// For [`Kind::Bits`]: names of the bits, by position.
+    /// For [`Kind::Bits16`] and [`Kind::Bits32`]: names of the bits, by position.
     pub bits: Vec<(u8, String)>,
 }
 
