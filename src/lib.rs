@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod profile;
 pub mod protocol;
 pub mod publish;
+pub mod sim;
 pub mod systemd;
 pub mod telemetry;
 pub mod validate;
