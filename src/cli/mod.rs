@@ -9,6 +9,7 @@ mod ledger;
 mod profile;
 mod query;
 mod read;
+mod simulate;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -78,6 +79,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Answer as the meters of the configuration, for commissioning without hardware
+    Simulate(simulate::SimulateArguments),
     /// Read one meter now: raw words, value, unit, quality
     Read {
         /// Meter id
@@ -153,6 +156,9 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Err(code) => Ok(code),
         },
         Command::Check { json } => Ok(check::run(&config, json)),
+        Command::Simulate(asked) => {
+            with(&config, async |settings| simulate::run(&settings, asked).await).await
+        }
         Command::Read { meter, point, json } => {
             with(&config, async |settings| read::run(&settings, &meter, point.as_ref(), json).await).await
         }
