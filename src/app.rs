@@ -65,7 +65,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
-    let mut stop = options.stop.unwrap_or_else(never);
+    let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
     let mut daemon = Daemon::start(settings).await?;
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
@@ -74,7 +74,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Ok(_) = stop.wait_for(|stop| *stop) => break,
+            () = asked_to_stop(&mut stop) => break,
             _ = reload.recv() => daemon.reload(&config).await,
             _ = supervision.tick() => {
                 let well = daemon.supervise();
@@ -91,10 +91,11 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     Ok(())
 }
 
-fn never() -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(false);
-    std::mem::forget(sender); // for the life of the process: dropping it would end the wait
-    receiver
+/// Never, when the owner has gone without a word.
+async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Makes the data directory, readable by its owner only.

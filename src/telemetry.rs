@@ -27,15 +27,7 @@ pub enum LogFormat {
 
 /// Starts logging: to journald when standard error is the journal, else to standard error.
 pub fn start_logs(format: LogFormat, verbose: u8) {
-    let default = match verbose {
-        0 => "info",
-        1 => "debug",
-        _ => "trace",
-    };
-    // Foreign crates say at debug and trace what only their authors read.
-    let filter = EnvFilter::try_from_env("METER_GATEWAY_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,meter_gateway={default},sled=error")));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter(verbose));
     if std::env::var_os("JOURNAL_STREAM").is_some()
         && let Ok(journal) = tracing_journald::layer()
     {
@@ -49,6 +41,31 @@ pub fn start_logs(format: LogFormat, verbose: u8) {
         LogFormat::Human => registry.with(layer).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
+}
+
+/// Starts logging into a file: for a program that needs its terminal for itself.
+#[cfg(feature = "demo")]
+pub fn start_logs_in(path: &std::path::Path, format: LogFormat, verbose: u8) -> std::io::Result<()> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(Arc::new(file)).with_ansi(false).with_target(false);
+    let registry = tracing_subscriber::registry().with(filter(verbose));
+    let _ = match format {
+        LogFormat::Human => registry.with(layer).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+    Ok(())
+}
+
+fn filter(verbose: u8) -> EnvFilter {
+    let default = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    // Foreign crates say at debug and trace what only their authors read.
+    EnvFilter::try_from_env("METER_GATEWAY_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("warn,meter_gateway={default},sled=error")))
 }
 
 /// Everything that can be asked of the running daemon.

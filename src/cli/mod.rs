@@ -5,6 +5,8 @@
 
 mod check;
 mod client;
+#[cfg(feature = "demo")]
+mod demo;
 mod ledger;
 mod profile;
 mod query;
@@ -54,6 +56,7 @@ pub struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
+  meter-gateway demo --for 60s                a whole site on this machine, to look at
   meter-gateway check --config gateway.toml   every fault of a configuration, and its poll plan
   meter-gateway run --config gateway.toml     the daemon
   meter-gateway read E-0101                   one meter, now
@@ -79,6 +82,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// A whole site on this machine, nothing to install: simulated meters, broker, daemon, billing consumer
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArguments),
     /// Answer as the meters of the configuration, for commissioning without hardware
     Simulate(simulate::SimulateArguments),
     /// Read one meter now: raw words, value, unit, quality
@@ -126,7 +132,13 @@ pub fn main() -> ExitCode {
         LogChoice::Human => LogFormat::Human,
         LogChoice::Json => LogFormat::Json,
     };
-    start_logs(format, arguments.verbose);
+    #[cfg(feature = "demo")]
+    let own_log = matches!(arguments.command, Command::Demo(_));
+    #[cfg(not(feature = "demo"))]
+    let own_log = false;
+    if !own_log {
+        start_logs(format, arguments.verbose);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -134,7 +146,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(OWN_FAULT);
         }
     };
-    let ended = runtime.block_on(dispatch(arguments));
+    let ended = runtime.block_on(dispatch(arguments, format));
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match ended {
         Ok(code) => code,
@@ -145,7 +157,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+#[cfg_attr(not(feature = "demo"), expect(unused_variables, reason = "the demo alone keeps a log of its own"))]
+async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<ExitCode> {
     let config = arguments.config;
     match arguments.command {
         Command::Run => match settings(&config) {
@@ -156,6 +169,8 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Err(code) => Ok(code),
         },
         Command::Check { json } => Ok(check::run(&config, json)),
+        #[cfg(feature = "demo")]
+        Command::Demo(asked) => demo::run(asked, format, arguments.verbose).await,
         Command::Simulate(asked) => {
             with(&config, async |settings| simulate::run(&settings, asked).await).await
         }
@@ -247,6 +262,24 @@ fn moment(text: &str, zone: chrono_tz::Tz) -> anyhow::Result<Utc> {
     match zone.from_local_datetime(&local).earliest() {
         Some(at) => Ok(at.to_utc()),
         None => anyhow::bail!("{text:?} does not exist in {zone}: the clocks go forward over it"),
+    }
+}
+
+/// A length of time as people type it: `90s`, `5m`, `2h`; at most a week.
+#[cfg(feature = "demo")]
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    const WEEK_SECS: u64 = 7 * 24 * 3600;
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.strip_prefix(digits) {
+        Some("s" | "") => 1,
+        Some("m") => 60,
+        Some("h") => 3600,
+        _ => return Err("expected a number and s, m or h, e.g. 60s".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number and s, m or h, e.g. 60s".to_owned())?;
+    match number.checked_mul(unit) {
+        Some(secs @ 1..=WEEK_SECS) => Ok(std::time::Duration::from_secs(secs)),
+        _ => Err("expected 1s to 168h".into()),
     }
 }
 
