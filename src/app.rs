@@ -66,6 +66,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
     let mut stop = options.stop.unwrap_or_else(never);
+    systemd::status("opening the ledger");
     let mut daemon = Daemon::start(settings).await?;
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
@@ -75,7 +76,11 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             Ok(_) = stop.wait_for(|stop| *stop) => break,
-            _ = reload.recv() => daemon.reload(&config).await,
+            _ = reload.recv() => {
+                systemd::reloading();
+                daemon.refused = daemon.reload(&config).await.is_err();
+                systemd::ready(&daemon.status_line());
+            }
             _ = supervision.tick() => {
                 let well = daemon.supervise();
                 if well && systemd::watchdog_interval().is_some_and(|every| fed.elapsed() + SUPERVISION >= every) {
@@ -138,9 +143,14 @@ struct Daemon {
     servers: JoinSet<io::Result<()>>,
     servers_stop: watch::Sender<bool>,
     progress: HashMap<BusId, (u64, Instant)>,
+    /// The last reload found a faulty configuration: the one on disk is not the one in force.
+    refused: bool,
     clock_asked: Instant,
     pruned: Instant,
 }
+
+/// The new configuration was refused; the journal has the reasons.
+struct Refused;
 
 struct Buses {
     tasks: JoinSet<()>,
@@ -219,6 +229,7 @@ impl Daemon {
             servers,
             servers_stop,
             progress: HashMap::new(),
+            refused: false,
             clock_asked: Instant::now(),
             pruned: Instant::now(),
         })
@@ -229,8 +240,9 @@ impl Daemon {
         let connected = self.telemetry.publisher.borrow().connected;
         let head = self.telemetry.ledger.head().borrow().seq;
         let broker = if connected { "broker connected" } else { "broker away" };
+        let refused = if self.refused { ", new configuration refused (see the journal)" } else { "" };
         format!(
-            "{} meters on {} buses, {head} records, {broker}",
+            "{} meters on {} buses, {head} records, {broker}{refused}",
             settings.meters.len(),
             settings.buses.len()
         )
@@ -287,7 +299,7 @@ impl Daemon {
     }
 
     /// Takes over a new configuration; a faulty one is refused and the old one kept.
-    async fn reload(&mut self, path: &Path) {
+    async fn reload(&mut self, path: &Path) -> Result<(), Refused> {
         let settings = match config::load(path, config::environment()) {
             Ok(settings) => Arc::new(settings),
             Err(faults) => {
@@ -298,7 +310,7 @@ impl Daemon {
                     faults = faults.len(),
                     "the new configuration is refused, the old one stays in force"
                 );
-                return;
+                return Err(Refused);
             }
         };
         let old = self.telemetry.settings();
@@ -306,7 +318,7 @@ impl Daemon {
             tracing::error!(
                 "[gateway] cannot be changed by a reload: restart the daemon; the old configuration stays in force"
             );
-            return;
+            return Err(Refused);
         }
         self.stop_buses().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
@@ -323,6 +335,7 @@ impl Daemon {
             buses = settings.buses.len(),
             "the new configuration is in force"
         );
+        Ok(())
     }
 
     async fn stop_buses(&mut self) {
