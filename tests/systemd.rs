@@ -46,7 +46,9 @@ fn closed_port() -> u16 {
 }
 
 fn configure(dir: &Path, meters: &[&str], extra: &str) {
-    let (bus, broker, data) = (closed_port(), closed_port(), dir.join("data"));
+    let (bus, broker) = (closed_port(), closed_port());
+    let data = dir.join("data");
+    let data = data.display();
     let mut text = format!(
         r#"{extra}
 [site]
@@ -54,7 +56,7 @@ id = "riverside"
 timezone = "Asia/Shanghai"
 [gateway]
 id = "gw-01"
-data_dir = {data:?}
+data_dir = "{data}"
 [mqtt]
 url = "mqtt://127.0.0.1:{broker}"
 [[bus]]
@@ -65,9 +67,10 @@ address = "127.0.0.1:{bus}"
     );
     for (position, meter) in meters.iter().enumerate() {
         let address = position + 1;
-        text += &format!(
-            "[[meter]]\nid = \"{meter}\"\nbus = \"plant\"\naddress = \"{address}\"\nprofile = \"eastron-sdm630\"\n"
-        );
+        text.extend([
+            format!("[[meter]]\nid = \"{meter}\"\naddress = \"{address}\"\n"),
+            "bus = \"plant\"\nprofile = \"eastron-sdm630\"\n".to_owned(),
+        ]);
     }
     fs::write(dir.join("gateway.toml"), text).unwrap();
 }
