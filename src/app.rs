@@ -67,7 +67,17 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut reload = signal(SignalKind::hangup())?;
     let mut stop = options.stop.unwrap_or_else(never);
     systemd::status("opening the ledger");
-    let mut daemon = Daemon::start(settings).await?;
+    // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.
+    let started = tokio::select! {
+        started = Daemon::start(settings) => Some(started?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        Ok(_) = stop.wait_for(|stop| *stop) => None,
+    };
+    let Some(mut daemon) = started else {
+        systemd::stopping();
+        return Ok(());
+    };
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
     let mut fed = Instant::now();
@@ -329,7 +339,10 @@ impl Daemon {
         fields.insert("before".into(), old.hash.clone().into());
         fields.insert("after".into(), settings.hash.clone().into());
         let draft = Draft::change("configuration", fields, self.clock.wall(), self.clock.state());
-        pipeline::append(&self.telemetry.ledger, vec![draft]).await;
+        let ledger = Arc::clone(&self.telemetry.ledger);
+        let stored = tokio::spawn(async move { pipeline::append(&ledger, vec![draft]).await });
+        // On a full disk it goes on trying by itself: supervision and signals must not wait for it.
+        let _ = timeout(LAST_RECORDS, stored).await;
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),

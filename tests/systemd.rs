@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -81,10 +81,10 @@ impl Service {
         let dir = tempfile::tempdir().unwrap();
         configure(dir.path(), meters, "");
         let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-        let child = Command::new(GATEWAY)
-            .arg("--config")
+        // SIGXFSZ ignored: what does not fit into a file is an error, as on a full disk, and not a death by signal.
+        let child = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$0\" --config \"$1\" run", GATEWAY])
             .arg(dir.path().join("gateway.toml"))
-            .arg("run")
             .env("NOTIFY_SOCKET", dir.path().join("notify"))
             .env("WATCHDOG_USEC", "4000000")
             .env_remove("WATCHDOG_PID")
@@ -235,6 +235,47 @@ fn a_reload_takes_over_new_meters_and_refuses_what_is_faulty() {
     assert_eq!(changes.len(), 2, "a refused configuration changed nothing: {changes:?}");
     assert_eq!(changes[0]["after"], changes[1]["before"]);
 
+    let (status, took) = service.terminate();
+    assert_eq!(status.code(), Some(0), "{}", service.log());
+    assert!(took < END, "took {took:?}");
+}
+
+#[test]
+fn whoever_ends_the_daemon_while_it_opens_the_ledger_is_obeyed() {
+    let mut service = Service::start(&["E-0101"]);
+    service.hear_of("STATUS=opening the ledger");
+    let (status, took) = service.terminate();
+    service.hear_of("STOPPING=1");
+    assert_eq!(status.code(), Some(0), "{}", service.log());
+    assert!(took < END, "took {took:?}");
+}
+
+/// No file of the daemon may grow any more, or may again: to the daemon, a disk that is full.
+fn fill_disk(service: &Service, full: bool) {
+    let current = full.then_some(0);
+    let limit = Rlimit { current, maximum: None };
+    prlimit(Some(Pid::from_child(&service.child)), Resource::Fsize, limit).unwrap();
+}
+
+#[test]
+fn on_a_full_disk_a_reload_still_answers_and_its_record_follows() {
+    let mut service = Service::start(&["E-0101"]);
+    service.hear_of("READY=1");
+    fill_disk(&service, true);
+    configure(service.dir.path(), &["E-0102"], "");
+    service.signal(Signal::HUP);
+    service.hear_of("RELOADING=1");
+    service.hear_of("READY=1");
+    assert_eq!(service.meters(), ["E-0102"]);
+    assert!(service.configuration_changes().is_empty(), "there was no room for it");
+    service.hear_of("WATCHDOG=1");
+
+    fill_disk(&service, false);
+    let deadline = Instant::now() + PATIENCE;
+    while service.configuration_changes().is_empty() {
+        assert!(Instant::now() < deadline, "the record did not follow\n{}", service.log());
+        sleep(GLANCE);
+    }
     let (status, took) = service.terminate();
     assert_eq!(status.code(), Some(0), "{}", service.log());
     assert!(took < END, "took {took:?}");
