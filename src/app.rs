@@ -278,6 +278,14 @@ impl Daemon {
         let ill = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.ill.send_if_modified(|now| {
             let changed = *now != ill;
+            // Once per edge, by whether there is a reason: the reason itself counts seconds.
+            match (&*now, &ill) {
+                (None, Some(reason)) => {
+                    tracing::error!(%reason, "no progress: the watchdog is not fed any more");
+                }
+                (Some(_), None) => tracing::info!("everything moves again"),
+                _ => {}
+            }
             now.clone_from(&ill);
             changed
         });
