@@ -66,7 +66,18 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
     let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
-    let mut daemon = Daemon::start(settings).await?;
+    systemd::status("opening the ledger");
+    // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.
+    let started = tokio::select! {
+        started = Daemon::start(settings) => Some(started?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = asked_to_stop(&mut stop) => None,
+    };
+    let Some(mut daemon) = started else {
+        systemd::stopping();
+        return Ok(());
+    };
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
     let mut fed = Instant::now();
@@ -75,7 +86,11 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = asked_to_stop(&mut stop) => break,
-            _ = reload.recv() => daemon.reload(&config).await,
+            _ = reload.recv() => {
+                systemd::reloading();
+                daemon.refused = daemon.reload(&config).await.is_err();
+                systemd::ready(&daemon.status_line());
+            }
             _ = supervision.tick() => {
                 let well = daemon.supervise();
                 if well && systemd::watchdog_interval().is_some_and(|every| fed.elapsed() + SUPERVISION >= every) {
@@ -139,9 +154,14 @@ struct Daemon {
     servers: JoinSet<io::Result<()>>,
     servers_stop: watch::Sender<bool>,
     progress: HashMap<BusId, (u64, Instant)>,
+    /// The last reload found a faulty configuration: the one on disk is not the one in force.
+    refused: bool,
     clock_asked: Instant,
     pruned: Instant,
 }
+
+/// The new configuration was refused; the journal has the reasons.
+struct Refused;
 
 struct Buses {
     tasks: JoinSet<()>,
@@ -220,6 +240,7 @@ impl Daemon {
             servers,
             servers_stop,
             progress: HashMap::new(),
+            refused: false,
             clock_asked: Instant::now(),
             pruned: Instant::now(),
         })
@@ -230,8 +251,9 @@ impl Daemon {
         let connected = self.telemetry.publisher.borrow().connected;
         let head = self.telemetry.ledger.head().borrow().seq;
         let broker = if connected { "broker connected" } else { "broker away" };
+        let refused = if self.refused { ", new configuration refused (see the journal)" } else { "" };
         format!(
-            "{} meters on {} buses, {head} records, {broker}",
+            "{} meters on {} buses, {head} records, {broker}{refused}",
             settings.meters.len(),
             settings.buses.len()
         )
@@ -257,6 +279,14 @@ impl Daemon {
         let ill = (!reasons.is_empty()).then(|| reasons.join("; "));
         self.ill.send_if_modified(|now| {
             let changed = *now != ill;
+            // Once per edge, by whether there is a reason: the reason itself counts seconds.
+            match (&*now, &ill) {
+                (None, Some(reason)) => {
+                    tracing::error!(%reason, "no progress: the watchdog is not fed any more");
+                }
+                (Some(_), None) => tracing::info!("everything moves again"),
+                _ => {}
+            }
             now.clone_from(&ill);
             changed
         });
@@ -288,7 +318,7 @@ impl Daemon {
     }
 
     /// Takes over a new configuration; a faulty one is refused and the old one kept.
-    async fn reload(&mut self, path: &Path) {
+    async fn reload(&mut self, path: &Path) -> Result<(), Refused> {
         let settings = match config::load(path, config::environment()) {
             Ok(settings) => Arc::new(settings),
             Err(faults) => {
@@ -299,7 +329,7 @@ impl Daemon {
                     faults = faults.len(),
                     "the new configuration is refused, the old one stays in force"
                 );
-                return;
+                return Err(Refused);
             }
         };
         let old = self.telemetry.settings();
@@ -307,7 +337,7 @@ impl Daemon {
             tracing::error!(
                 "[gateway] cannot be changed by a reload: restart the daemon; the old configuration stays in force"
             );
-            return;
+            return Err(Refused);
         }
         self.stop_buses().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
@@ -318,12 +348,16 @@ impl Daemon {
         fields.insert("before".into(), old.hash.clone().into());
         fields.insert("after".into(), settings.hash.clone().into());
         let draft = Draft::change("configuration", fields, self.clock.wall(), self.clock.state());
-        pipeline::append(&self.telemetry.ledger, vec![draft]).await;
+        let ledger = Arc::clone(&self.telemetry.ledger);
+        let stored = tokio::spawn(async move { pipeline::append(&ledger, vec![draft]).await });
+        // On a full disk it goes on trying by itself: supervision and signals must not wait for it.
+        let _ = timeout(LAST_RECORDS, stored).await;
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),
             "the new configuration is in force"
         );
+        Ok(())
     }
 
     async fn stop_buses(&mut self) {

@@ -28,9 +28,10 @@ pub enum LogFormat {
 /// Starts logging: to journald when standard error is the journal, else to standard error.
 pub fn start_logs(format: LogFormat, verbose: u8) {
     let registry = tracing_subscriber::registry().with(filter(verbose));
-    if std::env::var_os("JOURNAL_STREAM").is_some()
+    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, std::io::stderr()))
         && let Ok(journal) = tracing_journald::layer()
     {
+        let journal = journal.with_syslog_identifier(env!("CARGO_PKG_NAME").to_owned());
         let _ = registry.with(journal).try_init(); // a second call keeps the first
         return;
     }
@@ -66,6 +67,12 @@ fn filter(verbose: u8) -> EnvFilter {
     // Foreign crates say at debug and trace what only their authors read.
     EnvFilter::try_from_env("METER_GATEWAY_LOG")
         .unwrap_or_else(|_| EnvFilter::new(format!("warn,meter_gateway={default},sled=error")))
+}
+
+/// Whether `JOURNAL_STREAM` (device and inode) is this descriptor. The variable alone says nothing: a shell inside a
+/// service inherits it, and whoever starts the daemon by hand there would see no logs.
+fn is_stream(journal_stream: &str, fd: impl std::os::fd::AsFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| journal_stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Everything that can be asked of the running daemon.
@@ -192,4 +199,22 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn logs_go_to_the_journal_only_if_standard_error_does() {
+        let file = tempfile::tempfile().unwrap();
+        let about = file.metadata().unwrap();
+        let (device, inode) = (about.dev(), about.ino());
+        assert!(is_stream(&format!("{device}:{inode}"), &file));
+        assert!(!is_stream(&format!("{device}:{}", inode + 1), &file));
+        assert!(!is_stream(&format!("{}:{inode}", device + 1), &file));
+        assert!(!is_stream("", &file));
+    }
 }
