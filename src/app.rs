@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     bus::{BusHealth, BusTask, Cycle, DemandRequest, MeterPlan, Now},
     clock::{Clock, SystemClock},
+    commands,
     config::{self, Bus, Meter, Settings},
     console::{self, Console},
     identity::Identity,
@@ -479,8 +480,9 @@ fn start_publisher(
     }));
     let (console, telemetry) = (Arc::clone(console), Arc::clone(telemetry));
     tokio::spawn(async move {
+        let memory = Arc::new(commands::Memory::default());
         while let Some(event) = incoming.recv().await {
-            answer(event, &console, &telemetry).await;
+            answer(event, &console, &telemetry, &memory).await;
         }
     });
     Publisher { task, status, inventory, stop }
@@ -491,7 +493,12 @@ fn inventories(settings: &Settings) -> Inventory {
 }
 
 /// What comes down from the broker: commands, and what the publisher found on its way.
-async fn answer(event: Incoming, console: &Arc<Console>, telemetry: &Arc<Telemetry>) {
+async fn answer(
+    event: Incoming,
+    console: &Arc<Console>,
+    telemetry: &Arc<Telemetry>,
+    memory: &Arc<commands::Memory>,
+) {
     match event {
         Incoming::Damaged { seq, detail } => {
             let mut fields = Map::new();
@@ -502,11 +509,12 @@ async fn answer(event: Incoming, console: &Arc<Console>, telemetry: &Arc<Telemet
             pipeline::append(&telemetry.ledger, vec![draft]).await;
         }
         Incoming::Command(command) => {
-            let console = Arc::clone(console);
+            let (console, memory) = (Arc::clone(console), Arc::clone(memory));
             // A read takes seconds: other commands must not wait behind it.
             tokio::spawn(async move {
-                let response = crate::commands::execute(&command, &console).await;
-                let _ = console.publisher.send(Outgoing::Response(response)).await;
+                if let Some(response) = commands::answer(&command, &console, &memory).await {
+                    let _ = console.publisher.send(Outgoing::Response(response)).await;
+                }
             });
         }
     }

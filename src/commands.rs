@@ -1,15 +1,67 @@
 //! Commands that come down from the billing system. Each is answered; what is not understood changes nothing.
 
+use std::{collections::VecDeque, sync::Mutex};
+
 use serde_json::{Map, Value, json};
 
 use crate::{
     console::Console,
     model::{MeterId, Seq},
     publish::{Command, Outgoing, Response},
+    telemetry::lock,
 };
 
+/// Commands that are remembered, so that one which a broker delivers twice is done once: an hour of a busy clerk.
+const REMEMBERED: usize = 256;
+
+/// The last commands and what was answered; `None` while they are being done.
+#[derive(Default)]
+pub struct Memory(Mutex<VecDeque<(Command, Option<Response>)>>);
+
+impl Memory {
+    /// What to do with a command: `Ok` when it is new, else the answer that is already there (`None`: it will come).
+    fn admit(&self, command: &Command) -> Result<(), Option<Response>> {
+        let mut known = lock(&self.0);
+        match known.iter().find(|(earlier, _)| earlier.id == command.id) {
+            Some((earlier, answered)) if earlier == command => Err(answered.clone()),
+            Some(_) => Err(Some(Response {
+                id: Some(command.id.clone()),
+                outcome: Err("this id was used for another command: each needs one of its own".into()),
+            })),
+            None => {
+                if known.len() >= REMEMBERED {
+                    known.pop_front();
+                }
+                known.push_back((command.clone(), None));
+                Ok(())
+            }
+        }
+    }
+
+    fn note(&self, response: &Response) {
+        let mut known = lock(&self.0);
+        if let Some((_, answered)) =
+            known.iter_mut().find(|(command, _)| response.id.as_ref() == Some(&command.id))
+        {
+            *answered = Some(response.clone());
+        }
+    }
+}
+
+/// Does what a command asks, once; `None` when the same command is being done already.
+pub async fn answer(command: &Command, console: &Console, memory: &Memory) -> Option<Response> {
+    match memory.admit(command) {
+        Ok(()) => {
+            let response = execute(command, console).await;
+            memory.note(&response);
+            Some(response)
+        }
+        Err(already) => already,
+    }
+}
+
 /// Does what a command asks, and says how it went.
-pub async fn execute(command: &Command, console: &Console) -> Response {
+async fn execute(command: &Command, console: &Console) -> Response {
     let telemetry = &console.telemetry;
     let done = if command.expired(telemetry.clock.wall()) {
         Err("the command has expired".to_owned())
@@ -53,5 +105,36 @@ impl Console {
             .try_send(Outgoing::Replay { from, to })
             .map_err(|_| "the publisher has too many requests waiting".to_owned())?;
         Ok(json!({"from": from, "to": to}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(id: usize, name: &str) -> Command {
+        Command { id: id.to_string(), name: name.into(), args: Map::new(), expires_at: None }
+    }
+
+    #[test]
+    fn a_command_is_done_once_and_its_id_is_its_own() {
+        let memory = Memory::default();
+        assert_eq!(memory.admit(&command(1, "replay")), Ok(()));
+        assert_eq!(memory.admit(&command(1, "replay")), Err(None), "it is being done");
+        let done = Response { id: Some("1".into()), outcome: Ok(Value::Null) };
+        memory.note(&done);
+        assert_eq!(memory.admit(&command(1, "replay")), Err(Some(done)));
+        let other = memory.admit(&command(1, "read_now")).unwrap_err().unwrap();
+        assert!(other.outcome.unwrap_err().contains("another command"));
+    }
+
+    #[test]
+    fn memory_has_a_limit() {
+        let memory = Memory::default();
+        for id in 0..=REMEMBERED {
+            assert_eq!(memory.admit(&command(id, "replay")), Ok(()));
+        }
+        assert_eq!(lock(&memory.0).len(), REMEMBERED);
+        assert_eq!(memory.admit(&command(0, "replay")), Ok(()), "the oldest is forgotten");
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
 
+#[path = "common/consumer.rs"]
+mod consumer;
 #[path = "common/memory_ledger.rs"]
 mod memory_ledger;
 #[path = "common/mosquitto.rs"]
@@ -9,6 +11,7 @@ mod mosquitto;
 
 use std::{collections::BTreeSet, path::Path, process::Command as Program, sync::Arc, time::Duration};
 
+use consumer::{BASE, Consumer, PATIENCE};
 use memory_ledger::{LEDGER_ID, MemoryLedger};
 use meter_gateway::{
     config::{Confirm, Mqtt, MqttVersion, Tls},
@@ -16,17 +19,13 @@ use meter_gateway::{
     publish::{Context, Incoming, Inventory, Outgoing, PublisherState, Response, Topics, run},
 };
 use mosquitto::Mosquitto;
-use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use rumqttc::QoS;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
-
-/// Long enough for a slow machine, short enough to notice.
-const PATIENCE: Duration = Duration::from_secs(30);
-const BASE: &str = "metering/v1/riverside/gw-01";
 
 fn settings(port: u16, version: MqttVersion) -> Mqtt {
     Mqtt {
@@ -99,81 +98,19 @@ impl Gateway {
     }
 }
 
-/// Another client, which subscribes again after each reconnection, like any consumer.
-struct Consumer {
-    client: AsyncClient,
-    messages: mpsc::UnboundedReceiver<rumqttc::Publish>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.task.abort();
+/// Reads `records` until `last` has come; the seqs in order of arrival.
+async fn records_to(last: u64, consumer: &mut Consumer) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    while seqs.last() != Some(&last) {
+        let message = consumer.next("records").await;
+        assert!(message.payload.len() <= 128 * 1024 && !message.retain);
+        let message: Value = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!((&message["v"], &message["ledger"]), (&json!(1), &json!(LEDGER_ID)));
+        let records = message["records"].as_array().unwrap();
+        assert!((1..=500).contains(&records.len()));
+        seqs.extend(records.iter().map(|r| r["seq"].as_u64().unwrap()));
     }
-}
-
-impl Consumer {
-    async fn start(port: u16, filter: &str, login: Option<(&str, &str)>) -> Consumer {
-        let mut options = MqttOptions::new(format!("consumer-{}", fastrand::u64(..)), "127.0.0.1", port);
-        options.set_max_packet_size(1 << 20, 1 << 20).set_keep_alive(Duration::from_secs(20));
-        if let Some((name, password)) = login {
-            options.set_credentials(name, password);
-        }
-        let (client, mut event_loop) = AsyncClient::new(options, 64);
-        let (tx, messages) = mpsc::unbounded_channel();
-        let (ready_tx, mut ready) = watch::channel(false);
-        let (subscriber, filter) = (client.clone(), filter.to_owned());
-        let task = tokio::spawn(async move {
-            loop {
-                match event_loop.poll().await {
-                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                        subscriber.try_subscribe(&filter, QoS::AtLeastOnce).unwrap();
-                    }
-                    Ok(Event::Incoming(Packet::SubAck(_))) => _ = ready_tx.send_replace(true),
-                    Ok(Event::Incoming(Packet::Publish(publish))) => _ = tx.send(publish),
-                    Ok(_) => {}
-                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await, // the broker is away
-                }
-            }
-        });
-        timeout(PATIENCE, ready.wait_for(|r| *r)).await.expect("subscribed").unwrap();
-        Consumer { client, messages, task }
-    }
-
-    async fn next(&mut self, leaf: &str) -> rumqttc::Publish {
-        loop {
-            let message = timeout(PATIENCE, self.messages.recv()).await.expect("a message in time").unwrap();
-            if message.topic == format!("{BASE}/{leaf}") {
-                return message;
-            }
-        }
-    }
-
-    async fn next_json(&mut self, leaf: &str) -> Value {
-        serde_json::from_slice(&self.next(leaf).await.payload).unwrap()
-    }
-
-    /// Reads `records` until `last` has come; the seqs in order of arrival.
-    async fn records_to(&mut self, last: u64) -> Vec<u64> {
-        let mut seqs = Vec::new();
-        while seqs.last() != Some(&last) {
-            let message = self.next("records").await;
-            assert!(message.payload.len() <= 128 * 1024 && !message.retain);
-            let message: Value = serde_json::from_slice(&message.payload).unwrap();
-            assert_eq!((&message["v"], &message["ledger"]), (&json!(1), &json!(LEDGER_ID)));
-            let records = message["records"].as_array().unwrap();
-            assert!((1..=500).contains(&records.len()));
-            seqs.extend(records.iter().map(|r| r["seq"].as_u64().unwrap()));
-        }
-        seqs
-    }
-
-    async fn say(&self, leaf: &str, payload: &Value) {
-        self.client
-            .publish(format!("{BASE}/{leaf}"), QoS::AtLeastOnce, false, payload.to_string())
-            .await
-            .unwrap();
-    }
+    seqs
 }
 
 async fn delivers_in_order(version: MqttVersion) {
@@ -188,11 +125,11 @@ async fn delivers_in_order(version: MqttVersion) {
         (&json!("online"), &json!(1), &json!("synced"))
     );
     assert_eq!(billing.next_json("inventory/E-1").await["medium"], "electricity");
-    let seqs = billing.records_to(3_000).await;
+    let seqs = records_to(3_000, &mut billing).await;
     assert_eq!(seqs, (1..=3_000).collect::<Vec<_>>());
     let stored = std::time::Instant::now();
     ledger.store(1);
-    assert_eq!(billing.records_to(3_001).await, [3_001]);
+    assert_eq!(records_to(3_001, &mut billing).await, [3_001]);
     assert!(
         stored.elapsed() < Duration::from_secs(1),
         "a record goes out within a second: {:?}",
@@ -230,7 +167,7 @@ async fn a_broker_that_dies_and_forgets_costs_nothing() {
     ledger.store(100);
     broker.start();
     gateway.until("all acknowledged", |s| s.acknowledged == 60_100).await;
-    seqs.extend(billing.records_to(60_100).await);
+    seqs.extend(records_to(60_100, &mut billing).await);
     let mut highest = 0;
     for seq in &seqs {
         assert!(*seq <= highest + 1, "{seq} came before {}", highest + 1);
@@ -260,7 +197,7 @@ async fn what_nobody_heard_is_kept_for_who_comes_later() {
     gateway.until("nobody listens", |s| s.nobody_listens && s.in_flight == 0).await;
     assert_eq!(ledger.cursor(Cursor::Acknowledged), 0);
     let mut billing = Consumer::start(broker.port, &format!("{BASE}/records"), None).await;
-    assert_eq!(billing.records_to(700).await, (1..=700).collect::<Vec<_>>());
+    assert_eq!(records_to(700, &mut billing).await, (1..=700).collect::<Vec<_>>());
     gateway.until("somebody listens", |s| !s.nobody_listens && s.acknowledged == 700).await;
     gateway.stop().await;
 }
@@ -274,7 +211,7 @@ async fn receipts_replays_and_commands() {
     ledger.damage(4);
     let settings = Mqtt { confirm: Confirm::Billing, ..settings(broker.port, MqttVersion::V5) };
     let mut gateway = Gateway::start(settings, &ledger);
-    assert_eq!(billing.records_to(10).await, [1, 2, 3, 5, 6, 7, 8, 9, 10]);
+    assert_eq!(records_to(10, &mut billing).await, [1, 2, 3, 5, 6, 7, 8, 9, 10]);
     let damaged = timeout(PATIENCE, gateway.events.recv()).await.unwrap();
     assert!(matches!(damaged, Some(Incoming::Damaged { seq: 4, .. })), "{damaged:?}");
     gateway.until("acknowledged, not confirmed", |s| s.acknowledged == 10 && s.confirmed == 0).await;
@@ -289,7 +226,7 @@ async fn receipts_replays_and_commands() {
     assert_eq!(ledger.cursor(Cursor::Confirmed), 8);
 
     gateway.inbox.send(Outgoing::Replay { from: 5, to: 99 }).await.unwrap();
-    assert_eq!(billing.records_to(10).await, [5, 6, 7, 8, 9, 10]);
+    assert_eq!(records_to(10, &mut billing).await, [5, 6, 7, 8, 9, 10]);
 
     billing.say("command", &json!({"id": "c-1"})).await;
     let refused = billing.next_json("response").await;
@@ -346,7 +283,7 @@ async fn user_name_and_password() {
     gateway.until("refused", |s| s.last_error.as_deref().is_some_and(|e| e.contains("refused"))).await;
     std::fs::write(&password_file, "s3cret\n").unwrap();
     assert_eq!(
-        billing.records_to(5).await,
+        records_to(5, &mut billing).await,
         [1, 2, 3, 4, 5],
         "a corrected password is used without a restart"
     );

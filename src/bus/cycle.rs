@@ -1,7 +1,8 @@
 //! Who is asked what, and when: the bus as a state machine. Waits for nothing, opens nothing, asks no time.
 //!
 //! One active sweep at a time. Demands come first, then slots, then meters that are read without pause. Meters
-//! that failed last time come after all others, so that their silence costs the others nothing.
+//! that failed last time come after all others, and a question that met silence is repeated only when nobody else is
+//! waiting, so that the silence of one costs the others nothing.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -179,11 +180,22 @@ struct Active {
     probe: bool,
 }
 
+impl Active {
+    /// What was not asked any more ended like this.
+    fn cut_short(mut self, outcome: &Outcome) -> Active {
+        let rest = self.todo.drain(..).map(|ask| Asked { ask, outcome: outcome.clone() });
+        self.sweep.asked.extend(rest);
+        self
+    }
+}
+
 /// The schedule of one bus.
 pub struct Cycle {
     meters: Vec<Meter>,
     active: Option<Active>,
     again: Option<Active>,
+    /// Slots of meters that have said nothing yet, with how they were silent: repeated when nobody else is due.
+    aside: VecDeque<(Active, Outcome)>,
     demands: VecDeque<Demand>,
     finished: VecDeque<Sweep>,
     line_up: bool,
@@ -222,6 +234,7 @@ impl Cycle {
             meters,
             active: None,
             again: None,
+            aside: VecDeque::new(),
             demands: VecDeque::new(),
             finished: VecDeque::new(),
             line_up: true,
@@ -238,7 +251,9 @@ impl Cycle {
         // Requests that are held back answer for themselves.
         while let Some(active) = &mut self.active {
             let Some(ask) = active.todo.front() else {
-                self.finish(now);
+                if let Some(active) = self.active.take() {
+                    self.finish(active, now);
+                }
                 continue;
             };
             let Some(meter) = self.meters.get(active.sweep.meter) else {
@@ -269,6 +284,7 @@ impl Cycle {
 
     /// How the exchange that was asked for last ended.
     pub fn handle_outcome(&mut self, outcome: &Outcome, now: Now) {
+        let others_wait = self.meters.iter().any(|meter| meter.due.is_some() && meter.failures == 0);
         let Some(active) = &mut self.active else { return };
         let Some(meter) = self.meters.get_mut(active.sweep.meter) else { return };
         let Some(ask) = active.todo.front().cloned() else { return };
@@ -279,6 +295,11 @@ impl Cycle {
         };
         if again && !active.probe && active.attempts < meter.plan.retries {
             active.attempts += 1;
+            let unheard = !active.sweep.asked.iter().any(|asked| heard(&asked.outcome));
+            let silent = matches!(outcome, Outcome::Silent { .. });
+            if silent && unheard && others_wait && active.sweep.purpose == Purpose::Slot {
+                self.aside.extend(self.active.take().map(|active| (active, outcome.clone())));
+            }
             return;
         }
         active.attempts = 0;
@@ -318,8 +339,10 @@ impl Cycle {
                 active.sweep.asked.push(Asked { ask, outcome: outcome.clone() });
             }
         }
-        if active.todo.is_empty() {
-            self.finish(now);
+        if active.todo.is_empty()
+            && let Some(active) = self.active.take()
+        {
+            self.finish(active, now);
         }
     }
 
@@ -327,10 +350,9 @@ impl Cycle {
     pub fn set_line_up(&mut self, up: bool) {
         self.line_up = up;
         // A second look that cannot be taken must not hold up the reading that waits for it.
-        if !up && let Some(mut again) = self.again.take() {
+        if !up && let Some(again) = self.again.take() {
             let outcome = Outcome::LineDown { detail: "the line is away".into() };
-            again.sweep.asked.extend(again.todo.drain(..).map(|ask| Asked { ask, outcome: outcome.clone() }));
-            self.finished.push_back(again.sweep);
+            self.finished.push_back(again.cut_short(&outcome).sweep);
         }
     }
 
@@ -378,6 +400,7 @@ impl Cycle {
     }
 
     fn note_slots(&mut self, now: Now) {
+        self.give_up_aside(now);
         for (position, meter) in self.meters.iter_mut().enumerate() {
             let (Some(slots), Some(mut next)) = (meter.plan.slots, meter.next_slot) else { continue };
             let interval = chrono::TimeDelta::seconds(i64::from(slots.interval_secs()));
@@ -406,6 +429,22 @@ impl Cycle {
         }
     }
 
+    /// What was put aside ends as it stands when its meter's next slot has come, or the line has gone.
+    fn give_up_aside(&mut self, now: Now) {
+        let line_up = self.line_up;
+        let meters = &self.meters;
+        let over = |(active, _): &(Active, Outcome)| {
+            let next = meters.get(active.sweep.meter).and_then(|meter| meter.next_slot);
+            !line_up || next.is_some_and(|next| next <= now.wall)
+        };
+        let (over, waiting) = std::mem::take(&mut self.aside).into_iter().partition(over);
+        self.aside = waiting;
+        let over: VecDeque<(Active, Outcome)> = over;
+        for (active, outcome) in over {
+            self.finish(active.cut_short(&outcome), now);
+        }
+    }
+
     fn next_demand(&mut self, now: Now) -> Option<Active> {
         let demand = self.demands.pop_front()?;
         Some(self.begin(demand.meter, now.wall, Purpose::Demand(demand.number), now))
@@ -418,6 +457,10 @@ impl Cycle {
             .enumerate()
             .filter_map(|(position, meter)| Some((meter.failures > 0, meter.due?, meter.last_turn, position)))
             .min();
+        let living = slotted.is_some_and(|(failed, ..)| !failed);
+        if !living && let Some((active, _)) = self.aside.pop_front() {
+            return Some(active);
+        }
         if let Some((_, due, _, position)) = slotted {
             if let Some(meter) = self.meters.get_mut(position) {
                 meter.due = None;
@@ -464,8 +507,7 @@ impl Cycle {
         Active { sweep, todo, attempts: 0, probe }
     }
 
-    fn finish(&mut self, now: Now) {
-        let Some(active) = self.active.take() else { return };
+    fn finish(&mut self, active: Active, now: Now) {
         let down = active.sweep.asked.iter().any(|asked| matches!(asked.outcome, Outcome::LineDown { .. }));
         if let Some(meter) = self.meters.get_mut(active.sweep.meter) {
             if active.sweep.asked.iter().any(|asked| heard(&asked.outcome)) {
@@ -624,6 +666,47 @@ mod tests {
             assert!(overrun == 0 || meter < 3, "meter {meter} lost {overrun} slots");
         }
         assert!(asked_dead < 3 * 20, "{asked_dead} probes of three dead meters in ten minutes");
+    }
+
+    #[test]
+    fn silence_is_repeated_only_when_nobody_waits() {
+        let mut bench = Bench::new(10, 10);
+        let mut order = Vec::new();
+        let sweeps = bench.run(19, |exchange| {
+            if order.last() != Some(&exchange.meter) {
+                order.push(exchange.meter);
+            }
+            if exchange.meter == 0 { (silent(), Duration::from_millis(300)) } else { answered(exchange) }
+        });
+        assert_eq!(order, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]);
+        assert_eq!(
+            sweeps.iter().map(|sweep| sweep.meter).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+        );
+    }
+
+    #[test]
+    fn what_was_put_aside_ends_with_its_slot() {
+        let mut bench = Bench::new(2, 10);
+        // The second meter needs the whole slot, so that there is no time for a repetition.
+        let sweeps = bench.run(39, |exchange| {
+            if exchange.meter == 0 {
+                (silent(), Duration::from_millis(300))
+            } else {
+                (answered(exchange).0, Duration::from_secs(5))
+            }
+        });
+        let mine: Vec<&Sweep> = sweeps.iter().filter(|sweep| sweep.meter == 0).collect();
+        assert_eq!(
+            mine.first().map(|sweep| (sweep.skipped, sweep.asked.is_empty())),
+            Some((None, false)),
+            "{mine:?}"
+        );
+        let slots: Vec<Utc> = mine.iter().map(|sweep| sweep.scheduled_at).collect();
+        assert!(
+            slots.windows(2).all(|pair| pair[1] - pair[0] == chrono::TimeDelta::seconds(10)),
+            "{slots:?}"
+        );
     }
 
     #[test]

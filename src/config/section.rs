@@ -225,7 +225,10 @@ impl<'a> Section<'a> {
         if found.is_none() {
             let quoted = value.as_str().filter(|text| !self.untyped(key) && text.parse::<i64>().is_ok());
             let hint = quoted.map(|text| format!("without quotes: {key} = {text}"));
-            self.fault(key, format!("{}, {expected}", seen(value)), hint);
+            let nearest = number.map(|n| {
+                format!("the nearest that is allowed: {key} = {}", n.clamp(*range.start(), *range.end()))
+            });
+            self.fault(key, format!("{}, {expected}", seen(value)), hint.or(nearest));
         }
         found
     }
