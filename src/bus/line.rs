@@ -82,7 +82,7 @@ pub struct Exchanged {
     pub answered_at: Option<(Instant, Utc)>,
     /// What was wrong with what came.
     pub unfit: Option<String>,
-    /// Bytes that came, an echo included.
+    /// Bytes that came, an adapter's echo left out.
     pub received: usize,
 }
 
@@ -154,10 +154,13 @@ impl Line {
     /// What the exchange that just ended left behind.
     pub fn exchanged(&self) -> Exchanged {
         let state = self.state();
+        let echo = state.request.iter().zip(&state.received).take_while(|(sent, came)| sent == came).count();
+        // Where an answer begins like its request only a whole echo, or nothing but one, is an echo.
+        let is_echo = echo == state.request.len() || echo == state.received.len();
         Exchanged {
             answered_at: state.answered_at,
             unfit: state.unfit.clone(),
-            received: state.received.len(),
+            received: state.received.len() - if is_echo { echo } else { 0 },
         }
     }
 
