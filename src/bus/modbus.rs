@@ -58,7 +58,9 @@ impl ModbusClient {
     pub async fn exchange(&mut self, unit: u8, read: Read, wait: Duration) -> Outcome {
         let asked = Instant::now();
         let outcome = match self.try_exchange(unit, read, wait).await {
-            Ok(outcome) if self.frames == Frames::Rtu => self.settle(Owed { unit, read, asked }, outcome).await,
+            Ok(outcome) if self.frames == Frames::Rtu => {
+                self.settle(Owed { unit, read, asked }, outcome).await
+            }
             other => other,
         };
         match outcome {
@@ -118,7 +120,8 @@ impl ModbusClient {
         self.owed.retain(|owed| owed.asked.elapsed() < OWED_FOR);
         let first = self.owed.iter().find(|owed| owed.unit == this.unit).map(|owed| owed.asked);
         match (&outcome, first) {
-            (Outcome::Silent { late: None }, _) | (Outcome::Silent { .. } | Outcome::Garbled { .. }, Some(_)) => {
+            (Outcome::Silent { late: None }, _)
+            | (Outcome::Silent { .. } | Outcome::Garbled { .. }, Some(_)) => {
                 self.owed.push(this);
                 Ok(outcome)
             }
