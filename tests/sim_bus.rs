@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use meter_gateway::{
     app::meter_plan,
     bus::{BusHealth, BusTask, Cycle, DemandRequest, Now, SerialPort},
@@ -36,6 +37,8 @@ const FAST: Wire = Wire { baud: 19_200, parity: Parity::None, stop_bits: 1 };
 const SLOW: Wire = Wire { baud: 9600, parity: Parity::None, stop_bits: 1 };
 /// Well above the meters' 20 to 40 ms.
 const TIMEOUT: Duration = Duration::from_millis(120);
+/// Sweeps of a meter that never says anything sound: each costs the line two seconds.
+const SICK_SWEEPS: usize = 2;
 /// No step of a test may take longer.
 const PATIENCE: Duration = Duration::from_secs(25);
 
@@ -230,7 +233,7 @@ async fn beside(fault: Fault, sweeps: usize) -> (Vec<Reading>, BusHealth) {
     let line = line(FAST, &meters);
     let mut bench =
         Bench::start(serial(line.path(), FAST), vec![meter(1, &profile, 0), meter(2, &profile, 0)]);
-    let readings = bench.until(|all| of(all, 1).len() >= sweeps && of(all, 2).len() >= 3).await;
+    let readings = bench.until(|all| of(all, 1).len() >= sweeps && of(all, 2).len() >= SICK_SWEEPS).await;
     let health = bench.stop().await;
     let good = of(&readings, 1);
     assert!(good.iter().all(|r| r.verdict == Verdict::Good && told(r) == 3), "{good:#?}");
@@ -244,7 +247,7 @@ async fn beside(fault: Fault, sweeps: usize) -> (Vec<Reading>, BusHealth) {
 
 fn nothing_but(readings: &[Reading], flags: &[&str]) {
     let sick = of(readings, 2);
-    assert!(sick.len() >= 3);
+    assert!(sick.len() >= SICK_SWEEPS);
     for reading in sick {
         assert_eq!((reading.origin, told(reading)), (Origin::Missing, 0), "{reading:#?}");
         assert_eq!((reading.verdict, reading.taken_at), (Verdict::Bad, None));
@@ -272,10 +275,13 @@ async fn an_answer_that_is_always_too_late_is_never_taken_for_another() {
     assert!(evidence.contains("too late"), "{evidence}");
 }
 
+/// Delays beyond the time for which a line is listened to after a timeout.
+const VERY_LATE_MS: [u64; 5] = [150, 330, 390, 450, 700];
+
 /// Its answers come while the gateway already asks something of the same shape.
 #[tokio::test]
 async fn answers_that_come_in_the_middle_of_the_next_question_are_never_taken_for_its_answer() {
-    for late in [330, 390, 450, 700] {
+    let always = |late| async move {
         let profile = alike();
         let meters = share(vec![twin(1, &profile).with(Fault::LateBy(Duration::from_millis(late)))]);
         let line = line(FAST, &meters);
@@ -283,30 +289,32 @@ async fn answers_that_come_in_the_middle_of_the_next_question_are_never_taken_fo
         let readings = bench.readings_of(1, 4).await;
         bench.stop().await;
         prove(&readings, &meters, &profile);
-    }
+    };
+    join_all(VERY_LATE_MS.map(always)).await;
 }
 
 #[tokio::test]
-async fn one_late_answer_is_never_taken_for_another_question_s() {
-    let profile = alike();
-    let meters = share(vec![twin(1, &profile)]);
-    let line = line(FAST, &meters);
-    let mut bench = Bench::start(serial(line.path(), FAST), vec![meter(1, &profile, 0)]);
-    let mut readings = Vec::new();
-    for late in [150, 330, 390, 450] {
-        readings.extend(bench.readings_of(1, 2).await);
+async fn a_meter_that_was_late_once_is_not_misunderstood_afterwards() {
+    let once = |late| async move {
+        let profile = alike();
+        let meters = share(vec![twin(1, &profile)]);
+        let line = line(FAST, &meters);
+        let mut bench = Bench::start(serial(line.path(), FAST), vec![meter(1, &profile, 0)]);
+        let mut readings = bench.readings_of(1, 2).await;
         meters.lock().unwrap()[0].faults().add(Fault::LateBy(Duration::from_millis(late)));
         readings.extend(bench.readings_of(1, 1).await);
         meters.lock().unwrap()[0].faults().clear();
-    }
-    readings.extend(bench.until(|taken| taken.last().is_some_and(|r| r.verdict == Verdict::Good)).await);
-    bench.stop().await;
-    assert!(prove(&readings, &meters, &profile) >= 12);
+        let well = |taken: &[Reading]| taken.iter().filter(|r| r.verdict == Verdict::Good).count() >= 2;
+        readings.extend(bench.until(well).await);
+        bench.stop().await;
+        assert!(prove(&readings, &meters, &profile) >= 12);
+    };
+    join_all(VERY_LATE_MS.map(once)).await;
 }
 
 #[tokio::test]
 async fn noise_costs_answers_and_never_forges_one() {
-    let (readings, health) = beside(Fault::Noisy { percent: 25 }, 25).await;
+    let (readings, health) = beside(Fault::Noisy { percent: 25 }, 12).await;
     let noisy = of(&readings, 2);
     assert!(health.garbled > 0, "{health:#?}");
     assert!(noisy.iter().any(|reading| reading.verdict == Verdict::Good), "a second try brings most of them");
@@ -333,7 +341,7 @@ async fn an_answer_under_another_number_is_garbled() {
 #[tokio::test]
 async fn a_meter_that_restarts_is_missing_meanwhile_and_comes_back() {
     let now = chrono::Utc::now();
-    let (from, until) = (now + chrono::TimeDelta::seconds(1), now + chrono::TimeDelta::seconds(4));
+    let (from, until) = (now + chrono::TimeDelta::milliseconds(500), now + chrono::TimeDelta::seconds(3));
     let profile = alike();
     let meters = share(vec![twin(1, &profile).with(Fault::Silent { from, until: Some(until) })]);
     let line = line(FAST, &meters);
@@ -373,7 +381,7 @@ async fn an_adapter_that_hears_itself_is_no_hindrance() {
     let line = PtyLine::spawn(SLOW, Arc::clone(&meters), options).unwrap();
     let both = vec![meter(1, &profile, 0), meter(2, &profile, 0)];
     let mut bench = Bench::start(serial(line.path(), SLOW), both);
-    let readings = bench.until(|all| of(all, 1).len() >= 5 && of(all, 2).len() >= 3).await;
+    let readings = bench.until(|all| of(all, 1).len() >= 5 && of(all, 2).len() >= SICK_SWEEPS).await;
     bench.stop().await;
     assert!(of(&readings, 1).iter().all(|r| r.verdict == Verdict::Good && told(r) == 3));
     nothing_but(&readings, &[flag::NO_ANSWER]);
@@ -464,7 +472,7 @@ async fn through_a_peer(framing: TcpFraming) {
     };
     let all = (1..=6).map(|unit| meter(unit, &profile, 0)).collect();
     let mut bench = Bench::start(link, all);
-    let readings = bench.until(|taken| (1..=6).all(|unit| of(taken, unit).len() >= 3)).await;
+    let readings = bench.until(|taken| (1..=6).all(|unit| of(taken, unit).len() >= SICK_SWEEPS)).await;
     let health = bench.stop().await;
     assert!(of(&readings, 1).iter().all(|r| r.verdict == Verdict::Good && told(r) == 3), "{readings:#?}");
     for unit in [2, 3, 5, 6] {
@@ -473,7 +481,7 @@ async fn through_a_peer(framing: TcpFraming) {
             "unit {unit}: {readings:#?}"
         );
     }
-    assert!(prove(&readings, &meters, &profile) >= 9);
+    assert!(prove(&readings, &meters, &profile) >= 6);
     assert!(health.up && health.fault.is_none(), "{health:#?}");
     assert_eq!(peer.collisions(), 0);
 }
@@ -500,16 +508,16 @@ fn is_told_as_bus_down(readings: &[Reading]) {
 #[tokio::test]
 async fn an_adapter_that_is_pulled_and_plugged_in_again_is_one_fault_of_the_bus() {
     let dir = tempfile::tempdir().unwrap();
-    let link = dir.path().join("adapter");
+    let device = dir.path().join("adapter");
     let plug = |meters: &Meters| {
-        let options = LineOptions { symlink: Some(link.clone()), ..LineOptions::default() };
+        let options = LineOptions { symlink: Some(device.clone()), ..LineOptions::default() };
         PtyLine::spawn(FAST, Arc::clone(meters), options).unwrap()
     };
     let profile = alike();
     let meters = share(vec![twin(1, &profile), twin(2, &profile)]);
     let mut line = plug(&meters);
     let both = vec![meter(1, &profile, 1), meter(2, &profile, 1)];
-    let mut bench = Bench::start(serial(&link, FAST), both);
+    let mut bench = Bench::start(serial(&device, FAST), both);
     let mut readings = bench.readings_of(2, 1).await;
     line.unplug();
     let down = bench.healthy("down", |health| !health.up).await;
