@@ -357,15 +357,29 @@ fn believed(meter: &Meter, ledger: &SharedLedger) -> BTreeMap<PointName, Last> {
         }
     };
     let Ok(reading) = serde_json::from_slice::<Reading>(&line.bytes) else { return BTreeMap::new() };
-    if reading.flags.contains(flag::UNCONFIRMED) {
-        return BTreeMap::new();
-    }
     let Some(at) = reading.taken_at else { return BTreeMap::new() };
     reading
         .values
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, Last { value: value.value?, at })))
+        .iter()
+        .filter_map(|(name, value)| {
+            let value = value.value?;
+            match reading.evidence.get(name.as_str()) {
+                // Two looks that disagreed: what was believed before them still is.
+                Some(looks) if shown(looks, "second").is_none_or(|second| second.value != value) => {
+                    Some((name.clone(), shown(looks, "previous")?))
+                }
+                _ => Some((name.clone(), Last { value, at })),
+            }
+        })
         .collect()
+}
+
+/// One of the values in a register's evidence.
+fn shown(looks: &Value, which: &str) -> Option<Last> {
+    let look = looks.get(which)?;
+    let value = look.get("value")?.as_str()?.parse().ok()?;
+    let at = look.get("taken_at")?.as_str()?.parse().ok()?;
+    Some(Last { value, at })
 }
 
 /// The single writer: appends what the buses read, in batches, and never lets go of a reading that is not stored.
@@ -400,3 +414,6 @@ pub async fn append(ledger: &SharedLedger, drafts: Vec<Draft>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

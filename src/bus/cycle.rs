@@ -532,7 +532,11 @@ impl Cycle {
             .iter()
             .filter_map(|meter| match meter.next_slot {
                 Some(slot) => (slot - now.wall).to_std().ok(),
-                None => meter.paused_until.map(|until| until.saturating_duration_since(now.instant)),
+                // While the line is away the end of a pause changes nothing.
+                None => meter
+                    .paused_until
+                    .filter(|_| self.line_up)
+                    .map(|until| until.saturating_duration_since(now.instant)),
             })
             .min()
             .unwrap_or(LONGEST_WAIT)
@@ -756,6 +760,16 @@ mod tests {
         let sweeps = bench.run(35, |_| panic!("nobody may be asked"));
         assert_eq!(sweeps.len(), 6);
         assert!(sweeps.iter().all(|sweep| sweep.skipped == Some(Skipped::LineDown)));
+    }
+
+    #[test]
+    fn while_the_line_is_away_the_end_of_a_pause_wakes_nobody() {
+        let mut bench = Bench::new(1, 0);
+        bench.run(5, |_| (silent(), Duration::from_millis(600)));
+        assert!(bench.cycle.is_backed_off(0));
+        bench.cycle.set_line_up(false);
+        bench.pass(Duration::from_secs(600));
+        assert_eq!(bench.cycle.poll_action(bench.now), Action::Wait(LONGEST_WAIT));
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub struct Exchanged {
     pub answered_at: Option<(Instant, Utc)>,
     /// What was wrong with what came.
     pub unfit: Option<String>,
-    /// Bytes that came, an echo included.
+    /// Bytes that came, an adapter's echo left out.
     pub received: usize,
 }
 
@@ -154,10 +154,13 @@ impl Line {
     /// What the exchange that just ended left behind.
     pub fn exchanged(&self) -> Exchanged {
         let state = self.state();
+        let echo = state.request.iter().zip(&state.received).take_while(|(sent, came)| sent == came).count();
+        // Where an answer begins like its request only a whole echo, or nothing but one, is an echo.
+        let is_echo = echo == state.request.len() || echo == state.received.len();
         Exchanged {
             answered_at: state.answered_at,
             unfit: state.unfit.clone(),
-            received: state.received.len(),
+            received: state.received.len() - if is_echo { echo } else { 0 },
         }
     }
 
@@ -267,5 +270,59 @@ impl AsyncRead for Raw<'_> {
             ))),
             other => Poll::Ready(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::{clock::SimulatedClock, model::ClockState};
+
+    impl Port for DuplexStream {
+        fn discard_input(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const REQUEST: [u8; 8] = [1, 4, 0, 0, 0, 2, 0x71, 0xCB];
+    const ANSWER: [u8; 9] = [1, 4, 4, 0x43, 0x66, 0x33, 0x34, 0x1B, 0x38];
+
+    /// What is left behind when `came` follows the request.
+    async fn left_by(came: &[u8]) -> Exchanged {
+        let (near, mut far) = duplex(4096);
+        let clock = SimulatedClock::starting_at(Utc::default(), ClockState::Synced);
+        let mut line = Line::new(Box::new(near), Frames::Rtu, Pace::Network, Arc::new(clock));
+        line.make_ready().await.unwrap();
+        line.write_all(&REQUEST).await.unwrap();
+        far.write_all(came).await.unwrap();
+        let mut answer = [0; 16];
+        let _ = timeout(Duration::from_millis(50), line.read(&mut answer)).await; // paused time: no wait
+        line.exchanged()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_echo_is_told_apart_from_the_beginning_of_an_answer() {
+        let received = async |came: &[u8]| left_by(came).await.received;
+        assert_eq!(received(&[]).await, 0);
+        assert_eq!(received(&REQUEST).await, 0, "nothing but an echo");
+        assert_eq!(received(&REQUEST[..5]).await, 0, "part of one");
+        assert_eq!(received(&ANSWER[..4]).await, 4, "an answer begins like its request");
+        assert_eq!(received(&[REQUEST.as_slice(), &ANSWER[..4]].concat()).await, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_whole_answer_has_an_arrival() {
+        assert!(left_by(&ANSWER).await.answered_at.is_some());
+        let cut = left_by(&ANSWER[..8]).await;
+        assert_eq!((cut.answered_at, cut.unfit), (None, None));
+        let stranger = left_by(&[2, 4, 4, 0, 0, 0, 0, 0, 0]).await;
+        assert_eq!(stranger.unfit.as_deref(), Some("unit 2 spoke, unit 1 was asked"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transmitter_that_never_stops_takes_no_memory() {
+        assert_eq!(left_by(&[0x55; 3000]).await.received, MAX_RECEIVED);
     }
 }

@@ -24,8 +24,20 @@ pub struct ModbusClient {
     frames: Frames,
     pace: Pace,
     context: Context,
+    owed: Vec<Owed>,
 }
 
+/// A question whose answer has not been seen: it may still come, and RTU answers do not say what they answer.
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    unit: u8,
+    read: Read,
+    asked: Instant,
+}
+
+/// For so long an answer may still come. Slow converters and busy meters take a second or two; longer would only
+/// slow down the first answer of a meter that comes back.
+const OWED_FOR: Duration = Duration::from_secs(5);
 /// Least time to wait for an answer that comes too late, however short the timeout is.
 const LEAST_LATE_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -33,7 +45,7 @@ impl ModbusClient {
     /// A client on a line.
     pub fn new(line: Line, frames: Frames, pace: Pace) -> ModbusClient {
         let context = attach(&line, frames);
-        ModbusClient { line, frames, pace, context }
+        ModbusClient { line, frames, pace, context, owed: Vec::new() }
     }
 
     /// The line below.
@@ -44,7 +56,14 @@ impl ModbusClient {
     /// Asks one question and says how it ended. On return the line is fit for the next question, unless the
     /// outcome is [`Outcome::LineDown`].
     pub async fn exchange(&mut self, unit: u8, read: Read, wait: Duration) -> Outcome {
-        match self.try_exchange(unit, read, wait).await {
+        let asked = Instant::now();
+        let outcome = match self.try_exchange(unit, read, wait).await {
+            Ok(outcome) if self.frames == Frames::Rtu => {
+                self.settle(Owed { unit, read, asked }, outcome).await
+            }
+            other => other,
+        };
+        match outcome {
             Ok(outcome) => outcome,
             Err(e) => Outcome::LineDown { detail: e.to_string() },
         }
@@ -95,6 +114,38 @@ impl ModbusClient {
         Ok(outcome)
     }
 
+    /// An answer that follows a silence of the same unit may belong to an earlier question: whether another one
+    /// comes after it tells. Whatever is uncertain is no answer.
+    async fn settle(&mut self, this: Owed, outcome: Outcome) -> io::Result<Outcome> {
+        self.owed.retain(|owed| owed.asked.elapsed() < OWED_FOR);
+        let first = self.owed.iter().find(|owed| owed.unit == this.unit).map(|owed| owed.asked);
+        match (&outcome, first) {
+            (Outcome::Silent { late: None }, _)
+            | (Outcome::Silent { .. } | Outcome::Garbled { .. }, Some(_)) => {
+                self.owed.push(this);
+                Ok(outcome)
+            }
+            (Outcome::Answered { .. } | Outcome::Refused(_), Some(first)) => {
+                // A meter that is late by the same time each time answers this one no later than that.
+                let span = this.asked.saturating_duration_since(first);
+                let heard = self.line.listen_for_late((span * 5 / 4).max(LEAST_LATE_PATIENCE)).await?;
+                if heard.is_some() {
+                    self.owed.push(this);
+                    return Ok(Outcome::Silent { late: Some(this.asked.elapsed()) });
+                }
+                let mine = |owed: &Owed| owed.unit == this.unit;
+                let certain = self.owed.iter().filter(|owed| mine(owed)).all(|owed| owed.read == this.read);
+                self.owed.retain(|owed| !mine(owed));
+                if certain {
+                    return Ok(outcome);
+                }
+                let detail = "the answer may belong to an earlier question that was given up".into();
+                Ok(Outcome::Garbled { detail })
+            }
+            _ => Ok(outcome),
+        }
+    }
+
     fn wire_times(&self, read: Read) -> (Duration, Duration) {
         match self.pace {
             Pace::Network => (Duration::ZERO, Duration::ZERO),
@@ -120,11 +171,9 @@ async fn too_late(
         Frames::Tcp => None,
         Frames::Rtu => line.listen_for_late(wait.max(LEAST_LATE_PATIENCE)).await?,
     };
-    let echo = usize::try_from(REQUEST_CHARS).unwrap_or(0);
     Ok(match left.unfit {
         Some(detail) => Outcome::Garbled { detail },
-        // An adapter's echo is no answer.
-        None if left.received > echo => {
+        None if left.received > 0 => {
             Outcome::Garbled { detail: format!("the answer stopped after {} bytes", left.received) }
         }
         None => Outcome::Silent { late: late.map(|after| since_request + after) },
