@@ -5,11 +5,16 @@
 //! string or a lifetime does not fool it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
 
+#[path = "common/rust_text.rs"]
+mod rust_text;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
 };
+
+use rust_text::{is_word, line_of, places, without_comments_and_literals};
 
 /// Folders and files directly below `src/`, in reading order, and what each may name. A room names only rooms that
 /// stand above it, so that there is no way round in a circle; a test below holds the table itself to that.
@@ -251,108 +256,6 @@ fn page(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// Blanks comments, strings and characters; keeps every line break, so that line numbers stay true.
-fn without_comments_and_literals(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = String::with_capacity(text.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let hidden = match rest {
-            [b'/', b'/', ..] => rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len()),
-            [b'/', b'*', ..] => block_comment(rest),
-            [b'"', ..] => string(rest, 1),
-            [b'\'', ..] => character(rest),
-            [b'r', b'"' | b'#', ..] if at == 0 || !is_word(bytes[at - 1]) || bytes[at - 1] == b'b' => {
-                raw_string(rest)
-            }
-            _ => 0,
-        };
-        if hidden == 0 {
-            out.push(if rest[0].is_ascii() { char::from(rest[0]) } else { ' ' });
-            at += 1;
-        } else {
-            out.extend(rest[..hidden].iter().map(|b| if *b == b'\n' { '\n' } else { ' ' }));
-            at += hidden;
-        }
-    }
-    out
-}
-
-fn block_comment(rest: &[u8]) -> usize {
-    let mut depth = 0_usize;
-    let mut at = 0;
-    while at < rest.len() {
-        match &rest[at..] {
-            [b'/', b'*', ..] => (depth, at) = (depth + 1, at + 2),
-            [b'*', b'/', ..] => (depth, at) = (depth - 1, at + 2),
-            _ => at += 1,
-        }
-        if depth == 0 {
-            break;
-        }
-    }
-    at
-}
-
-fn string(rest: &[u8], start: usize) -> usize {
-    let mut at = start;
-    while at < rest.len() {
-        match rest[at] {
-            b'\\' => at += 2,
-            b'"' => return at + 1,
-            _ => at += 1,
-        }
-    }
-    rest.len()
-}
-
-/// A character is closed within a few bytes; a lifetime is not.
-fn character(rest: &[u8]) -> usize {
-    if rest.get(1) == Some(&b'\\') {
-        return rest.iter().skip(3).position(|b| *b == b'\'').map_or(1, |end| end + 4);
-    }
-    let text = String::from_utf8_lossy(&rest[1..rest.len().min(6)]).into_owned();
-    let mut chars = text.chars();
-    match (chars.next(), chars.next()) {
-        (Some(one), Some('\'')) => one.len_utf8() + 2,
-        _ => 0,
-    }
-}
-
-/// `r"…"` and `r#"…"#`; nothing for an identifier such as `r#type`.
-fn raw_string(rest: &[u8]) -> usize {
-    let fences = rest[1..].iter().take_while(|b| **b == b'#').count();
-    if rest.get(1 + fences) != Some(&b'"') {
-        return 0;
-    }
-    let end: Vec<u8> = std::iter::once(b'"').chain(std::iter::repeat_n(b'#', fences)).collect();
-    let body = 2 + fences;
-    rest[body..].windows(end.len()).position(|w| w == end).map_or(rest.len(), |at| body + at + end.len())
-}
-
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_'
-}
-
-fn line_of(code: &str, at: usize) -> usize {
-    code[..at].matches('\n').count() + 1
-}
-
-/// Where `name` stands as whole words.
-fn places(code: &str, name: &str) -> Vec<usize> {
-    let bytes = code.as_bytes();
-    code.match_indices(name)
-        .map(|(at, _)| at)
-        .filter(|at| {
-            let before = at.checked_sub(1).and_then(|at| bytes.get(at));
-            let after = bytes.get(at + name.len());
-            !before.is_some_and(|b| is_word(*b))
-                && !after.is_some_and(|b| is_word(*b) && !name.ends_with('!'))
-        })
-        .collect()
-}
-
 /// The rooms named after `crate::`, with the place of each: `crate::a::B`, `crate::{a::B, c::{D}}`.
 fn imports(code: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
@@ -583,6 +486,36 @@ fn the_validation_page_has_a_row_for_every_flag_and_no_other() {
     assert_eq!(rows, flags, "docs/validation.md (left) and mod flag in src/model/reading.rs (right)");
 }
 
+/// What a page says in backticks: files and functions must be there, so that no page outlives what it speaks of.
+fn strangers(page: &str, sources: &[Source], is_there: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut said = Vec::new();
+    for (line, number) in page.lines().zip(1..) {
+        for name in line.split('`').skip(1).step_by(2) {
+            let is_path =
+                ["src/", "tests/", "docs/", "configs/"].iter().any(|folder| name.starts_with(folder));
+            let is_test = name.matches('_').count() > 2 && name.bytes().all(is_word);
+            let missing = match () {
+                () if name.contains('*') => false,
+                () if is_path => !is_there(name),
+                () if is_test => !sources.iter().any(|source| source.code.contains(&format!("fn {name}("))),
+                () => false,
+            };
+            if missing {
+                said.push(format!("{number}: `{name}` is not there"));
+            }
+        }
+    }
+    said
+}
+
+#[test]
+fn the_architecture_page_names_only_what_is_there() {
+    let mut all = sources("src");
+    all.extend(sources("tests"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tidy(&strangers(&page("docs/architecture.md"), &all, |path| root.join(path).exists()));
+}
+
 mod the_checker {
     use super::*;
 
@@ -655,11 +588,11 @@ mod the_checker {
     }
 
     #[test]
-    fn is_not_fooled_by_literals() {
-        let text = "let a = '\"'; let b = \"x // y\"; /* sled /* sled */ */ let c: &'static str = r#\"sled \" sled\"#;\nlet d = '\\''; let e = b\"\\\"sled\"; sled::open();\n";
-        let code = without_comments_and_literals(text);
-        assert_eq!(places(&code, "sled").len(), 1, "{code}");
-        assert_eq!(line_of(&code, places(&code, "sled")[0]), 2);
-        assert!(code.contains("&'static str"));
+    fn sees_a_page_that_speaks_of_what_is_gone() {
+        let page =
+            "`src/a.rs` and `src/gone.rs`, proved by\n`it_does_what_it_says` and `it_does_something_else`\n";
+        let said =
+            strangers(page, &one("src/a.rs", "fn it_does_what_it_says() {}"), |path| path == "src/a.rs");
+        assert_eq!(said, ["1: `src/gone.rs` is not there", "2: `it_does_something_else` is not there"]);
     }
 }
