@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use chrono::TimeDelta;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::{
     net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
@@ -121,24 +121,6 @@ pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
             "{}: the data directory cannot be made\n  hint: [gateway] data_dir must be writable by this user",
             dir.display()
         )
-    })
-}
-
-/// What the inventory topic says of a meter.
-pub fn inventory(meter: &Meter) -> Value {
-    json!({
-        "id": meter.id,
-        "medium": meter.profile.medium,
-        "profile": meter.profile.id,
-        "serial": meter.serial,
-        "ct_ratio": meter.ct_ratio,
-        "pt_ratio": meter.pt_ratio,
-        "multiplier": meter.multiplier,
-        "parent": meter.parent,
-        "place": {"building": meter.building, "unit": meter.unit_name, "room": meter.room},
-        "bus": meter.bus,
-        "address": meter.unit.to_string(),
-        "interval_secs": meter.interval_secs,
     })
 }
 
@@ -489,7 +471,7 @@ fn start_publisher(
 }
 
 fn inventories(settings: &Settings) -> Inventory {
-    settings.meters.iter().map(|meter| (meter.id.clone(), inventory(meter))).collect()
+    settings.meters.iter().map(|meter| (meter.id.clone(), publish::describe(meter))).collect()
 }
 
 /// What comes down from the broker: commands, and what the publisher found on its way.

@@ -145,10 +145,12 @@ impl Known {
             .filter(|point| point.register.is_some())
             .find_map(|point| times.get(&point.name).copied());
         let taken_at = register_time.or(last_reply);
+        let tolerance = validate::tolerance_secs(self.meter.interval_secs, self.meter.off_schedule_secs);
         if let (Some(taken_at), Purpose::Slot) = (taken_at, sweep.purpose)
-            && validate::is_off_schedule(sweep.scheduled_at, taken_at, self.meter.interval_secs)
+            && validate::is_off_schedule(sweep.scheduled_at, taken_at, tolerance)
         {
             flags.insert(flag::OFF_SCHEDULE.to_owned());
+            evidence.insert(flag::OFF_SCHEDULE.to_owned(), json!({"allowed_secs": tolerance}));
         }
         if !missing {
             if clock == ClockState::Unsynced {

@@ -246,6 +246,12 @@ fn a_single_slip_is_a_single_fault() {
             "meter[1] (E-1).ct_ratio",
             "not a decimal",
         ),
+        (
+            "address = \"1\"",
+            "address = \"1\"\noff_schedule_secs = 3601",
+            "meter[1] (E-1).off_schedule_secs",
+            "1 to 3600",
+        ),
         ("id = \"E-1\"", "id = \"E/1\"", "meter[1] (E/1).id", "not a valid meter id"),
         ("[gateway]", "[[site.x]]\n[gateway]", "site.x", "unknown key"),
     ];

@@ -12,7 +12,7 @@ use crate::{
     profile::SharedProfile,
 };
 
-pub(super) const KEYS: [&str; 16] = [
+pub(super) const KEYS: [&str; 17] = [
     "id",
     "bus",
     "protocol",
@@ -29,9 +29,13 @@ pub(super) const KEYS: [&str; 16] = [
     "timeout_ms",
     "retries",
     "max_per_hour",
+    "off_schedule_secs",
 ];
 /// Keys that every meter has.
 pub(super) const NEEDED: [&str; 4] = ["id", "bus", "address", "profile"];
+
+/// Farther than an hour from its slot a reading says nothing of a boundary.
+const OFF_SCHEDULE_SECS: std::ops::RangeInclusive<i64> = 1..=3600;
 
 /// What meters refer to.
 pub(super) struct Context<'a> {
@@ -93,6 +97,7 @@ fn understand<'a>(section: Section<'a>, context: &Context) -> Found<'a> {
         .map(|ms| Duration::from_millis(u64::from(ms)));
     let retries = section.integer("retries", buses::RETRIES, "");
     let max_per_hour = section.decimal("max_per_hour");
+    let off_schedule_secs = section.integer("off_schedule_secs", OFF_SCHEDULE_SECS, " seconds");
     let bus = bus.and_then(|bus| bus.id.clone());
     let whole = (id.clone(), bus.clone(), unit, profile, multiplier);
     let meter = match whole {
@@ -113,6 +118,7 @@ fn understand<'a>(section: Section<'a>, context: &Context) -> Found<'a> {
             timeout,
             retries,
             max_per_hour,
+            off_schedule_secs,
         }),
         _ => None,
     };

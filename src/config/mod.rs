@@ -226,4 +226,6 @@ pub struct Meter {
     pub retries: Option<u8>,
     /// Overrides the profile's rating of its registers, in the register's unit per hour.
     pub max_per_hour: Option<Dec>,
+    /// Seconds by which a reading may miss its slot, where that is not what the interval allows.
+    pub off_schedule_secs: Option<u32>,
 }

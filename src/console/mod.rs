@@ -25,7 +25,7 @@ use crate::{
     bus::DemandRequest,
     ledger::ReadingQuery,
     model::{MeterId, Reading, Seq, Utc},
-    publish::Outgoing,
+    publish::{self, Outgoing},
     telemetry::{Telemetry, lock},
 };
 
@@ -131,7 +131,7 @@ async fn buses(State(console): Shared) -> Json<Value> {
 
 async fn meters(State(console): Shared) -> Json<Value> {
     let settings = console.telemetry.settings();
-    Json(Value::Array(settings.meters.iter().map(crate::app::inventory).collect()))
+    Json(Value::Array(settings.meters.iter().map(publish::describe).collect()))
 }
 
 #[derive(Deserialize)]

@@ -1,4 +1,8 @@
 //! The ledger: one append-only, gap-free, hash-chained sequence of records. It is the store and the outbox.
+//!
+//! The segment files are the truth: a record exists once its line is synced. The index beside them may be lost; the
+//! cursors say how far the broker and billing are. Knows what a record looks like, not what a reading means, nor
+//! who reads it.
 
 pub mod audit;
 pub mod canonical;

@@ -12,5 +12,5 @@ mod session;
 mod topics;
 
 pub use driver::{Context, Incoming, Inventory, Outgoing, PublisherState, run};
-pub use payload::{Command, PayloadError, Receipt, Rejected, Response};
+pub use payload::{Command, PayloadError, Receipt, Rejected, Response, describe};
 pub use topics::Topics;

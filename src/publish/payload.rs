@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::topics::Topics;
 use crate::{
+    config::Meter,
     ledger::Line,
     model::{Seq, Utc},
 };
@@ -109,6 +110,24 @@ pub fn status(facts: &StatusFacts<'_>, extras: &Value) -> Bytes {
         fields.extend(own);
     }
     Value::Object(fields).to_string().into()
+}
+
+/// What the inventory and the console say of a meter.
+pub fn describe(meter: &Meter) -> Value {
+    json!({
+        "id": meter.id,
+        "medium": meter.profile.medium,
+        "profile": meter.profile.id,
+        "serial": meter.serial,
+        "ct_ratio": meter.ct_ratio,
+        "pt_ratio": meter.pt_ratio,
+        "multiplier": meter.multiplier,
+        "parent": meter.parent,
+        "place": {"building": meter.building, "unit": meter.unit_name, "room": meter.room},
+        "bus": meter.bus,
+        "address": meter.unit.to_string(),
+        "interval_secs": meter.interval_secs,
+    })
 }
 
 /// One meter's `inventory` payload, with the version added to what the caller says of it.

@@ -309,6 +309,7 @@ mod tests {
             timeout: None,
             retries: None,
             max_per_hour: None,
+            off_schedule_secs: None,
         };
         let south = Bus {
             id: "south".parse().unwrap(),

@@ -11,18 +11,25 @@ use std::collections::BTreeSet;
 
 use crate::model::{Utc, Verdict, flag};
 
-/// How far from its slot a reading may be taken before it is flagged: half the interval, within these bounds.
+/// How far from its slot a reading may be taken before it is flagged, unless the meter says otherwise
+/// (`off_schedule_secs`): half the interval, within these bounds.
 /// A minute is what a boundary read may be off; five seconds is what one busy sweep takes.
 const TOLERANCE_SECS: (i64, i64) = (5, 60);
 
-/// Whether a reading was taken too far from its slot. `interval_secs` 0 has its slot when its turn came.
-pub fn is_off_schedule(scheduled_at: Utc, taken_at: Utc, interval_secs: u32) -> bool {
+/// Seconds by which a reading may miss its slot: the meter's own limit, else what its interval allows.
+/// `interval_secs` 0 has its slot when its turn came.
+pub fn tolerance_secs(interval_secs: u32, own: Option<u32>) -> i64 {
     let (least, most) = TOLERANCE_SECS;
-    let tolerance = match interval_secs {
-        0 => most,
-        secs => (i64::from(secs) / 2).clamp(least, most),
-    };
-    (taken_at - scheduled_at).num_milliseconds().abs() > tolerance * 1000
+    match (own, interval_secs) {
+        (Some(own), _) => i64::from(own),
+        (None, 0) => most,
+        (None, secs) => (i64::from(secs) / 2).clamp(least, most),
+    }
+}
+
+/// Whether a reading was taken farther from its slot than `tolerance_secs`.
+pub fn is_off_schedule(scheduled_at: Utc, taken_at: Utc, tolerance_secs: i64) -> bool {
+    (taken_at - scheduled_at).num_milliseconds().abs() > tolerance_secs.saturating_mul(1000)
 }
 
 /// The worst that a set of flags means. What is not named here informs and speaks against nothing.
@@ -63,9 +70,18 @@ mod tests {
     fn a_reading_far_from_its_slot_is_off_schedule() {
         let slot: Utc = "2026-11-01T00:00:00Z".parse().unwrap();
         let after = |secs| slot + chrono::TimeDelta::seconds(secs);
-        assert!(!is_off_schedule(slot, after(60), 900));
-        assert!(is_off_schedule(slot, after(61), 900));
-        assert!(!is_off_schedule(slot, after(5), 2));
-        assert!(is_off_schedule(slot, after(31), 60));
+        for (interval, own, allowed) in [
+            (900, None, 60),
+            (2, None, 5),
+            (60, None, 30),
+            (0, None, 60),
+            (900, Some(600), 600),
+            (900, Some(1), 1),
+        ] {
+            let tolerance = tolerance_secs(interval, own);
+            assert!(!is_off_schedule(slot, after(allowed), tolerance), "{interval} {own:?}");
+            assert!(is_off_schedule(slot, after(allowed + 1), tolerance), "{interval} {own:?}");
+            assert!(is_off_schedule(slot, after(-allowed - 1), tolerance), "{interval} {own:?}");
+        }
     }
 }
