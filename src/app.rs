@@ -52,7 +52,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long the end may take, part by part; together they stay below 5 s.
 const LAST_SWEEPS: Duration = Duration::from_millis(1500);
 const LAST_RECORDS: Duration = Duration::from_millis(500);
-const LAST_MESSAGES: Duration = Duration::from_millis(2500);
+const LAST_MESSAGES: Duration = Duration::from_millis(2000);
 
 /// What differs between the daemon proper and the one inside the demo.
 #[derive(Default)]
@@ -331,10 +331,7 @@ impl Daemon {
         fields.insert("before".into(), old.hash.clone().into());
         fields.insert("after".into(), settings.hash.clone().into());
         let draft = Draft::change("configuration", fields, self.clock.wall(), self.clock.state());
-        let ledger = Arc::clone(&self.telemetry.ledger);
-        let stored = tokio::spawn(async move { pipeline::append(&ledger, vec![draft]).await });
-        // On a full disk it goes on trying by itself: supervision and signals must not wait for it.
-        let _ = timeout(LAST_RECORDS, stored).await;
+        record(&self.telemetry.ledger, vec![draft]).await;
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),
@@ -396,8 +393,16 @@ async fn tell_of_the_past(
         drafts.push(Draft::change("downtime", fields, now, clock.state()));
     }
     if !drafts.is_empty() {
-        pipeline::append(ledger, drafts).await;
+        record(ledger, drafts).await;
     }
+}
+
+/// Appends what the house itself has to say. On a full disk it goes on trying by itself: start, supervision and
+/// signals must not wait for it.
+async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) {
+    let ledger = Arc::clone(ledger);
+    let stored = tokio::spawn(async move { pipeline::append(&ledger, drafts).await });
+    let _ = timeout(LAST_RECORDS, stored).await;
 }
 
 /// The first slot to be read: the current one when it has not been read and is still fresh, else the next.

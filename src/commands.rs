@@ -1,6 +1,9 @@
 //! Commands that come down from the billing system. Each is answered; what is not understood changes nothing.
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +11,6 @@ use crate::{
     console::Console,
     model::{MeterId, Seq},
     publish::{Command, Outgoing, Response},
-    telemetry::lock,
 };
 
 /// Commands that are remembered, so that one which a broker delivers twice is done once: an hour of a busy clerk.
@@ -19,9 +21,13 @@ const REMEMBERED: usize = 256;
 pub struct Memory(Mutex<VecDeque<(Command, Option<Response>)>>);
 
 impl Memory {
+    fn known(&self) -> MutexGuard<'_, VecDeque<(Command, Option<Response>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What to do with a command: `Ok` when it is new, else the answer that is already there (`None`: it will come).
     fn admit(&self, command: &Command) -> Result<(), Option<Response>> {
-        let mut known = lock(&self.0);
+        let mut known = self.known();
         match known.iter().find(|(earlier, _)| earlier.id == command.id) {
             Some((earlier, answered)) if earlier == command => Err(answered.clone()),
             Some(_) => Err(Some(Response {
@@ -39,7 +45,7 @@ impl Memory {
     }
 
     fn note(&self, response: &Response) {
-        let mut known = lock(&self.0);
+        let mut known = self.known();
         if let Some((_, answered)) =
             known.iter_mut().find(|(command, _)| response.id.as_ref() == Some(&command.id))
         {
@@ -134,7 +140,7 @@ mod tests {
         for id in 0..=REMEMBERED {
             assert_eq!(memory.admit(&command(id, "replay")), Ok(()));
         }
-        assert_eq!(lock(&memory.0).len(), REMEMBERED);
+        assert_eq!(memory.known().len(), REMEMBERED);
         assert_eq!(memory.admit(&command(0, "replay")), Ok(()), "the oldest is forgotten");
     }
 }

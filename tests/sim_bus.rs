@@ -88,6 +88,7 @@ fn meter(unit: u8, profile: &SharedProfile, interval_secs: u32) -> Meter {
         timeout: None,
         retries: None,
         max_per_hour: None,
+        off_schedule_secs: None,
     }
 }
 

@@ -191,7 +191,7 @@ const SHELL: &[&str] = &[
 /// Lines; beyond 400 a file wants a second look, beyond this it is two files.
 const MAX_LINES: usize = 700;
 /// Files that are longer today, and the length they must not pass. To be split; none may be added.
-const LONGER: &[(&str, usize)] = &[("src/bus/cycle.rs", 710), ("src/ledger/store.rs", 1010)];
+const LONGER: &[(&str, usize)] = &[("src/ledger/store.rs", 1010)];
 
 /// Spelled in halves, so that this file does not find itself.
 const UNFINISHED: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX:")];

@@ -104,6 +104,7 @@ fn place() -> Meter {
         timeout: None,
         retries: None,
         max_per_hour: None,
+        off_schedule_secs: None,
     }
 }
 
