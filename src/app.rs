@@ -52,7 +52,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long the end may take, part by part; together they stay below 5 s.
 const LAST_SWEEPS: Duration = Duration::from_millis(1500);
 const LAST_RECORDS: Duration = Duration::from_millis(500);
-const LAST_MESSAGES: Duration = Duration::from_millis(2000);
+const LAST_MESSAGES: Duration = Duration::from_secs(2);
 
 /// What differs between the daemon proper and the one inside the demo.
 #[derive(Default)]
