@@ -154,6 +154,40 @@ async fn mqtt_3_1_1_delivers_everything_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn mqtt_5_messages_say_what_they_are() {
+    use rumqttc::v5::{AsyncClient, Event, Incoming as Packet, MqttOptions, mqttbytes::QoS};
+    let broker = Mosquitto::open();
+    let mut options = MqttOptions::new("reader", "127.0.0.1", broker.port);
+    options.set_keep_alive(Duration::from_secs(20));
+    let (client, mut event_loop) = AsyncClient::new(options, 8);
+    client.subscribe(format!("{BASE}/#"), QoS::AtLeastOnce).await.unwrap();
+    let ledger = MemoryLedger::new();
+    ledger.store(3);
+    let mut gateway = None;
+    let mut schemas = BTreeSet::new();
+    while schemas.len() < 3 {
+        let event = timeout(PATIENCE, event_loop.poll()).await.expect("a message in time").unwrap();
+        match event {
+            Event::Incoming(Packet::SubAck(_)) => {
+                gateway = Some(Gateway::start(settings(broker.port, MqttVersion::V5), &ledger));
+            }
+            Event::Incoming(Packet::Publish(message)) => {
+                let properties = message.properties.expect("properties");
+                assert_eq!(properties.content_type.as_deref(), Some("application/json"));
+                let schema =
+                    properties.user_properties.iter().find(|(name, _)| name == "schema").unwrap().1.clone();
+                let topic = String::from_utf8(message.topic.to_vec()).unwrap();
+                let leaf = topic.strip_prefix(BASE).unwrap().trim_start_matches('/');
+                assert!(schema.contains(leaf.split('/').next().unwrap()), "{schema} on {leaf}");
+                schemas.insert(schema);
+            }
+            _ => {}
+        }
+    }
+    gateway.unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_dies_and_forgets_costs_nothing() {
     let mut broker = Mosquitto::open();
     let mut billing = Consumer::start(broker.port, &format!("{BASE}/records"), None).await;
