@@ -45,6 +45,8 @@ const PUBLISHER_INBOX: usize = 64;
 const DEMAND_QUEUE: usize = 64;
 /// A bus that makes no turn for so long hangs: its longest exchange is 10 s of waiting and 40 s of draining.
 const BUS_STALL: Duration = Duration::from_secs(90);
+/// A publisher that makes no turn for so long hangs: it turns every 10 s when there is nothing to do.
+const PUBLISHER_STALL: Duration = Duration::from_secs(60);
 /// How often progress is looked at.
 const SUPERVISION: Duration = Duration::from_secs(2);
 /// Pause before a bus task that panicked is started again.
@@ -253,8 +255,11 @@ impl Daemon {
                 reasons.push(format!("bus `{id}` has made no progress for {} s", seen.1.elapsed().as_secs()));
             }
         }
+        let turned = self.telemetry.publisher.borrow().last_turn;
         if self.publisher.task.is_finished() {
             reasons.push("the publisher has stopped".into());
+        } else if let Some(pause) = turned.map(|at| at.elapsed()).filter(|pause| *pause > PUBLISHER_STALL) {
+            reasons.push(format!("the publisher has made no progress for {} s", pause.as_secs()));
         }
         if self.writer.is_finished() {
             reasons.push("the writer has stopped".into());
