@@ -28,7 +28,7 @@ fn draft(n: u64) -> Result<Draft, Box<dyn Error>> {
     let record = json!({
         "meter": meter, "medium": "electricity", "scheduled_at": rfc3339(at), "taken_at": rfc3339(at),
         "origin": "measured", "verdict": "good", "flags": [],
-        "values": {"energy_import_total": value("kWh"), "power_active_total": value("kW"), "voltage_l1": value("V")},
+        "values": {"energy_import_total": value("kWh"), "power_active_total": value("W"), "voltage_l1": value("V")},
     });
     let Value::Object(fields) = record else { return Err("not an object".into()) };
     let key = Some(ReadingKey { meter: meter.parse()?, scheduled_at: at });

@@ -131,6 +131,7 @@ enum Command {
 
 /// Parses and runs; the one place where an error chain is printed.
 pub fn main() -> ExitCode {
+    end_with_the_reader();
     let arguments = Arguments::parse();
     let format = match arguments.log_format {
         LogChoice::Human => LogFormat::Human,
@@ -155,10 +156,32 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
+            if is_closed_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
             eprintln!("error: {error:#}");
             ExitCode::from(if error.is::<No>() { NO } else { OWN_FAULT })
         }
     }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kinds =
+        error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
+}
+
+/// `meter-gateway readings | head`: when whoever reads our output has seen enough, we end without a word. `println!`
+/// knows no other way to tell it than a panic.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 #[cfg_attr(not(feature = "demo"), expect(unused_variables, reason = "the demo alone keeps a log of its own"))]
