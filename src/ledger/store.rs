@@ -10,7 +10,6 @@ mod retention;
 mod shared;
 
 use std::{
-    fs::{self, File},
     ops::Range,
     path::Path,
     sync::{
@@ -27,6 +26,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
     Cursor, Head, Ledger, LedgerError, Line, ReadingQuery,
+    disk::{Disk, Lock, RealDisk},
     files::io_error,
     index::Index,
     writer::{Job, Message, Writer},
@@ -55,6 +55,8 @@ pub struct Options {
     pub cursor_interval: Duration,
     /// The time written as `created` into a new ledger.
     pub now: Utc,
+    /// Where the segments and what belongs to them are; the index is always on the real disk.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             group_records: 100,
             cursor_interval: Duration::from_millis(200),
             now: chrono::DateTime::UNIX_EPOCH,
+            disk: Arc::new(RealDisk),
         }
     }
 }
@@ -76,9 +79,7 @@ pub struct FileLedger {
     queue: Arc<Semaphore>,
     sender: Mutex<Option<mpsc::Sender<Message>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    lock_file: File,
-    #[cfg(test)]
-    fail_writes: Arc<AtomicBool>,
+    lock: Mutex<Option<Box<dyn Lock>>>,
 }
 
 impl FileLedger {
@@ -86,13 +87,14 @@ impl FileLedger {
     /// Blocks. The reports are for the operator: what was cut, what is damaged, what is being built again.
     pub fn open(data_dir: &Path, options: Options) -> Result<(Arc<FileLedger>, Vec<String>), LedgerError> {
         let dir = data_dir.join("ledger");
-        fs::create_dir_all(&dir).map_err(io_error(&dir))?;
-        let lock_file = take_lock(data_dir)?;
+        let disk = options.disk.clone();
+        disk.create_dirs(&dir).map_err(io_error(&dir))?;
+        let lock_file = take_lock(&*disk, data_dir)?;
         let mut reports = Vec::new();
-        let meta = load_meta(&dir, options.now)?;
-        let files = finish_pruning(&dir, &meta)?;
-        let (mut state, appender) = open_segments(&dir, &meta, &files, &mut reports)?;
-        let marks = load_cursors(&dir, &meta.id, &state.head, &mut reports);
+        let meta = load_meta(&*disk, &dir, options.now)?;
+        let files = finish_pruning(&*disk, &dir, &meta)?;
+        let (mut state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);
 
         let (index, index_reports) = Index::open(data_dir, &meta.id);
         reports.extend(index_reports);
@@ -102,6 +104,7 @@ impl FileLedger {
         let sealed: Vec<Arc<Sealed>> = state.sealed.values().cloned().collect();
         let (head_sender, head) = watch::channel(state.head.clone());
         let shared = Arc::new(Shared {
+            disk,
             data_dir: data_dir.to_owned(),
             dir,
             id: meta.id.clone(),
@@ -115,8 +118,6 @@ impl FileLedger {
             stopping: AtomicBool::new(false),
         });
 
-        #[cfg(test)]
-        let fail_writes = appender.fail.clone();
         let (sender, receiver) = mpsc::channel();
         let (hand, handed) = mpsc::channel();
         let writer = Writer::new(shared.clone(), appender, head_sender, hand, options);
@@ -134,9 +135,7 @@ impl FileLedger {
             queue: Arc::new(Semaphore::new(QUEUE)),
             sender: Mutex::new(Some(sender)),
             threads: Mutex::new(threads),
-            lock_file,
-            #[cfg(test)]
-            fail_writes,
+            lock: Mutex::new(Some(lock_file)),
         };
         Ok((Arc::new(ledger), reports))
     }
@@ -158,8 +157,7 @@ impl FileLedger {
             self.shared.report(format!("cursors were not written: {error}"));
         }
         drop(lock(&self.shared.index).take());
-        // Closing the file would let go as well; an error here means that it already has.
-        let _ = self.lock_file.unlock();
+        drop(lock(&self.lock).take());
     }
 
     /// What went wrong since the start, for the console: damage, lost index, cursors that begin again.
@@ -167,15 +165,15 @@ impl FileLedger {
         lock(&self.shared.incidents).clone()
     }
 
+    /// Bytes that may still be written where the ledger is.
+    pub fn free_bytes(&self) -> Result<u64, LedgerError> {
+        self.shared.disk.free_bytes(&self.shared.dir).map_err(io_error(&self.shared.dir))
+    }
+
     /// Bytes of all segment files.
     pub fn bytes(&self) -> u64 {
         let state = self.shared.state();
         state.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + state.open.header.bytes
-    }
-
-    #[cfg(test)]
-    pub(super) fn fail_writes(&self, fail: bool) {
-        self.fail_writes.store(fail, Ordering::SeqCst);
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
     io,
     path::Path,
     sync::{Arc, OnceLock},
@@ -14,6 +13,7 @@ use std::{
 use super::{
     super::{
         Head, LedgerError,
+        disk::{Disk, Lock},
         files::io_error,
         index::Index,
         meta::{Cursors, Meta},
@@ -24,44 +24,40 @@ use super::{
 };
 use crate::model::{GENESIS, Seq, Utc};
 
-pub fn take_lock(data_dir: &Path) -> Result<File, LedgerError> {
+pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, LedgerError> {
     let path = data_dir.join("lock");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(LedgerError::Busy { path: data_dir.display().to_string() }),
-        Err(fs::TryLockError::Error(error)) => Err(io_error(&path)(error)),
-    }
+    let lock = disk.lock(&path).map_err(io_error(&path))?;
+    lock.ok_or_else(|| LedgerError::Busy { path: data_dir.display().to_string() })
 }
 
-pub fn load_meta(dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
-    if let Some(meta) = Meta::load(dir)? {
+pub fn load_meta(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
+    if let Some(meta) = Meta::load(disk, dir)? {
         return Ok(meta);
     }
-    if !segments::list(dir)?.is_empty() {
+    if !segments::list(disk, dir)?.is_empty() {
         let detail = "it is missing, but there are segments\n  hint: restore it from a backup";
         return Err(io_error(&dir.join("ledger.json"))(io::Error::other(detail)));
     }
     let meta = Meta::create(now)?;
     // First the cursors: a ledger without them is one that has lost them.
-    Cursors::default().store(dir, &meta.id)?;
-    meta.store(dir)?;
+    Cursors::default().store(disk, dir, &meta.id)?;
+    meta.store(disk, dir)?;
     Ok(meta)
 }
 
 /// Removes the files of ranges that were noted as pruned before a crash; returns the files that are left.
-pub fn finish_pruning(dir: &Path, meta: &Meta) -> Result<Vec<(Seq, u64)>, LedgerError> {
-    let mut files = segments::list(dir)?;
+pub fn finish_pruning(disk: &dyn Disk, dir: &Path, meta: &Meta) -> Result<Vec<(Seq, u64)>, LedgerError> {
+    let mut files = segments::list(disk, dir)?;
     for (first, _) in files.extract_if(.., |(first, _)| meta.pruned_at(*first).is_some()) {
         let path = segment_path(dir, first);
-        fs::remove_file(&path).map_err(io_error(&path))?;
+        disk.remove(&path).map_err(io_error(&path))?;
     }
     Ok(files)
 }
 
 /// Builds the list of sealed segments and scans the open one.
 pub fn open_segments(
+    disk: &Arc<dyn Disk>,
     dir: &Path,
     meta: &Meta,
     files: &[(Seq, u64)],
@@ -94,14 +90,14 @@ pub fn open_segments(
             first - 1
         ));
     }
-    let prev = hash_before(meta, &sealed, first, reports)?;
+    let prev = hash_before(&**disk, meta, &sealed, first, reports)?;
     let path = segment_path(dir, first);
     let (open, good) = if files.is_empty() {
         (Summary::new(first), 0)
     } else {
-        scan_open(dir, first, bytes, prev.clone(), reports)?
+        scan_open(disk, dir, first, bytes, prev.clone(), reports)?
     };
-    let appender = Appender::open(dir, first, good)?;
+    let appender = Appender::open(disk, dir, first, good)?;
     let hash = if open.header.count == 0 {
         prev.unwrap_or_else(|| GENESIS.into())
     } else {
@@ -128,6 +124,7 @@ pub fn open_segments(
 
 /// The hash of the record before `first`.
 fn hash_before(
+    disk: &dyn Disk,
     meta: &Meta,
     sealed: &BTreeMap<Seq, Arc<Sealed>>,
     first: Seq,
@@ -140,14 +137,15 @@ fn hash_before(
         return Ok(Some(range.last_hash.clone()));
     }
     let Some(segment) = sealed.values().next_back() else { return Ok(None) };
-    match segments::last_hash(&segment.path, segment.bytes)? {
+    match segments::last_hash(disk, &segment.path, segment.bytes)? {
         Some((seq, hash)) if seq == before => Ok(Some(hash)),
         _ => {
             reports.push(format!(
                 "ledger {}: its last record, seq {before}, is damaged",
                 segment.path.display()
             ));
-            let summary = segments::scan_sealed(&segment.path, segment.first, segment.last, segment.bytes)?;
+            let summary =
+                segments::scan_sealed(disk, &segment.path, segment.first, segment.last, segment.bytes)?;
             Ok(Some(summary.header.last_hash).filter(|hash| !hash.is_empty()))
         }
     }
@@ -155,6 +153,7 @@ fn hash_before(
 
 /// Scans the open segment and cuts back what a power cut left behind its last whole record.
 fn scan_open(
+    disk: &Arc<dyn Disk>,
     dir: &Path,
     first: Seq,
     bytes: u64,
@@ -162,11 +161,11 @@ fn scan_open(
     reports: &mut Vec<String>,
 ) -> Result<(Summary, u64), LedgerError> {
     let path = segment_path(dir, first);
-    let scan = segments::scan(&path, first, Seq::MAX, bytes, prev)?;
+    let scan = segments::scan(&**disk, &path, first, Seq::MAX, bytes, prev)?;
     let segments::Scan { mut summary, mut good, unterminated, tail } = scan;
     reports.extend(summary.header.damage.iter().cloned());
     if tail > 0 {
-        let copy = segments::cut_tail(dir, first, good)?;
+        let copy = segments::cut_tail(&**disk, dir, first, good)?;
         reports.push(format!(
             "ledger {}: torn end: {tail} bytes behind seq {} were no record and were cut off at byte {good} (kept as {})",
             path.display(),
@@ -176,7 +175,7 @@ fn scan_open(
     }
     if unterminated {
         // The record is whole, only its line feed did not reach the disk.
-        Appender::open(dir, first, good)?.append(b"\n")?;
+        Appender::open(disk, dir, first, good)?.append(b"\n")?;
         good += 1;
         summary.header.bytes = good;
         reports.push(format!(
@@ -188,8 +187,8 @@ fn scan_open(
     Ok((summary, good))
 }
 
-pub fn load_cursors(dir: &Path, id: &str, head: &Head, reports: &mut Vec<String>) -> Marks {
-    let mut cursors = match Cursors::load(dir, id) {
+pub fn load_cursors(disk: &dyn Disk, dir: &Path, id: &str, head: &Head, reports: &mut Vec<String>) -> Marks {
+    let mut cursors = match Cursors::load(disk, dir, id) {
         Ok(cursors) => cursors,
         Err(reason) => {
             reports.push(format!("{reason}; everything that is kept will be sent again"));

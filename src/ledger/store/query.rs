@@ -13,6 +13,7 @@ use super::{
     super::{
         Ledger, LedgerError, Line, ReadingQuery,
         chain::verify_line,
+        disk::Disk,
         files::io_error,
         segments::{lines_from, segment_path},
         summary::{Place, Summary},
@@ -49,7 +50,7 @@ impl FileLedger {
                 next = source.first;
             }
             let offset = self.offset(&source, next)?;
-            let mut lines = lines_from(&source.path, offset, source.bytes)?;
+            let mut lines = lines_from(&*self.shared.disk, &source.path, offset, source.bytes)?;
             let mut bad: Option<(u64, String)> = None;
             while let Some(chunk) = lines.next_chunk().map_err(io_error(&source.path))? {
                 let verified = match verify_line(lines.bytes()) {
@@ -97,7 +98,7 @@ impl FileLedger {
         let Some(Latest { good: Good::At(first, place), .. }) = self.find_latest(meter.as_str())? else {
             return Ok(None);
         };
-        match read_place(&segment_path(&self.shared.dir, first), place) {
+        match read_place(&*self.shared.disk, &segment_path(&self.shared.dir, first), place) {
             Ok(line) => Ok(Some(line)),
             // Pruned between finding and reading: then there is none any more, older ones went before it.
             Err(_) if !self.shared.state().sealed.contains_key(&first) && self.first() > place.seq => {
@@ -198,7 +199,7 @@ impl FileLedger {
                 if page.len() >= query.limit {
                     return Ok(());
                 }
-                match read_place(&source.path, *place) {
+                match read_place(&*self.shared.disk, &source.path, *place) {
                     Ok(line) => page.push(line),
                     Err(LedgerError::Damaged { detail, .. }) => {
                         self.shared.report(format!(
@@ -213,7 +214,7 @@ impl FileLedger {
             return Ok(());
         }
         let offset = self.offset(source, query.after + 1)?;
-        let mut lines = lines_from(&source.path, offset, source.bytes)?;
+        let mut lines = lines_from(&*self.shared.disk, &source.path, offset, source.bytes)?;
         while page.len() < query.limit && lines.next_chunk().map_err(io_error(&source.path))?.is_some() {
             let Ok(verified) = verify_line(lines.bytes()) else { continue }; // reported when it was indexed
             let in_place = verified.seq > query.after && (source.first..=source.last).contains(&verified.seq);
@@ -267,14 +268,14 @@ impl FileLedger {
 }
 
 /// Reads and verifies the line at a place that the index named.
-fn read_place(path: &Path, place: Place) -> Result<Line, LedgerError> {
+fn read_place(disk: &dyn Disk, path: &Path, place: Place) -> Result<Line, LedgerError> {
     let damaged = |detail: String| LedgerError::Damaged {
         path: path.display().to_string(),
         offset: place.offset,
         seq: place.seq,
         detail,
     };
-    let mut lines = lines_from(path, place.offset, u64::MAX)?;
+    let mut lines = lines_from(disk, path, place.offset, u64::MAX)?;
     if lines.next_chunk().map_err(io_error(path))?.is_none() {
         return Err(damaged("the file ends before it".into()));
     }

@@ -3,7 +3,7 @@
 //! Knows what must stay (what a cursor needs, what is kept for good, what is damaged); does not know the calendar, and
 //! appends nothing.
 
-use std::{fs, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     super::{
@@ -37,7 +37,7 @@ impl FileLedger {
             // Noted first: after a crash in between, the file is removed at the next start.
             let mut next = meta.clone();
             next.note(range.clone());
-            next.store(&self.shared.dir)?;
+            next.store(&*self.shared.disk, &self.shared.dir)?;
             *meta = next;
             {
                 let mut state = self.shared.state_mut();
@@ -48,8 +48,8 @@ impl FileLedger {
                     }
                 }
             }
-            fs::remove_file(&sealed.path).map_err(io_error(&sealed.path))?;
-            sync_dir(&self.shared.dir)?;
+            self.shared.disk.remove(&sealed.path).map_err(io_error(&sealed.path))?;
+            sync_dir(&*self.shared.disk, &self.shared.dir)?;
             self.shared.with_index(|index| index.forget(sealed.first));
             removed.push(range);
         }

@@ -15,6 +15,7 @@ use std::{
 
 use super::super::{
     Head, LedgerError,
+    disk::Disk,
     index::{self, Index, IndexError},
     meta::{Cursors, Meta},
     segments,
@@ -100,6 +101,7 @@ pub struct Marks {
 
 /// The parts that outlive a borrow of the ledger: the threads hold them too.
 pub struct Shared {
+    pub disk: Arc<dyn Disk>,
     pub data_dir: PathBuf,
     pub dir: PathBuf,
     pub id: String,
@@ -145,7 +147,7 @@ impl Shared {
             marks.dirty = false;
             marks.cursors
         };
-        cursors.store(&self.dir, &self.id).inspect_err(|_| lock(&self.marks).dirty = true)
+        cursors.store(&*self.disk, &self.dir, &self.id).inspect_err(|_| lock(&self.marks).dirty = true)
     }
 
     /// Asks the index; a failing one is closed and set aside, which is never fatal.
@@ -181,7 +183,8 @@ impl Shared {
         if let Some(summary) = self.kept(sealed.first) {
             return Ok(summary);
         }
-        let summary = segments::scan_sealed(&sealed.path, sealed.first, sealed.last, sealed.bytes)?;
+        let summary =
+            segments::scan_sealed(&*self.disk, &sealed.path, sealed.first, sealed.last, sealed.bytes)?;
         for damage in &summary.header.damage {
             self.report(damage.clone());
         }
