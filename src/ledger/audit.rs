@@ -10,6 +10,7 @@ use std::{
 use super::{
     Head, LedgerError,
     chain::{Step, Verified, Walk},
+    disk::{Disk, RealDisk},
     files::io_error,
     meta::Meta,
     segments::{lines_from, list, segment_path},
@@ -53,7 +54,18 @@ pub fn audit(
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report, LedgerError> {
-    walk(data_dir, from, to, progress, &mut |_, _| Ok(()))
+    audit_on(&RealDisk, data_dir, from, to, progress)
+}
+
+/// The same on another disk.
+pub fn audit_on(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    from: Seq,
+    to: Option<Seq>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report, LedgerError> {
+    walk(disk, data_dir, from, to, progress, &mut |_, _| Ok(()))
 }
 
 /// Writes the records `from..=to` as JSON lines, each verified first; what is damaged is left out and reported.
@@ -63,7 +75,7 @@ pub fn export(
     to: Option<Seq>,
     out: &mut dyn Write,
 ) -> Result<Report, LedgerError> {
-    let report = walk(data_dir, from, to, &mut |_, _| (), &mut |_, line| {
+    let report = walk(&RealDisk, data_dir, from, to, &mut |_, _| (), &mut |_, line| {
         out.write_all(line)?;
         out.write_all(b"\n")
     })?;
@@ -71,12 +83,13 @@ pub fn export(
     Ok(report)
 }
 
-fn load(dir: &Path) -> Result<Meta, LedgerError> {
+fn load(disk: &dyn Disk, dir: &Path) -> Result<Meta, LedgerError> {
     let missing = || io_error(&dir.join("ledger.json"))(io::ErrorKind::NotFound.into());
-    Meta::load(dir)?.ok_or_else(missing)
+    Meta::load(disk, dir)?.ok_or_else(missing)
 }
 
 fn walk(
+    disk: &dyn Disk,
     data_dir: &Path,
     from: Seq,
     to: Option<Seq>,
@@ -84,9 +97,9 @@ fn walk(
     each: &mut dyn FnMut(&Verified, &[u8]) -> io::Result<()>,
 ) -> Result<Report, LedgerError> {
     let dir = data_dir.join("ledger");
-    let mut meta = load(&dir)?;
+    let mut meta = load(disk, &dir)?;
     let to = to.unwrap_or(Seq::MAX);
-    let files = list(&dir)?;
+    let files = list(disk, &dir)?;
     let chosen: Vec<(Seq, Option<Seq>, u64)> = files
         .iter()
         .enumerate()
@@ -102,10 +115,10 @@ fn walk(
     let mut before: Option<(Seq, Option<String>)> = None;
     for (first, next, bytes) in chosen {
         let path = segment_path(&dir, first);
-        let mut lines = match lines_from(&path, 0, bytes) {
+        let mut lines = match lines_from(disk, &path, 0, bytes) {
             Ok(lines) => lines,
             Err(LedgerError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-                meta = load(&dir)?; // retention may have taken it meanwhile
+                meta = load(disk, &dir)?; // retention may have taken it meanwhile
                 if meta.pruned_at(first).is_none() {
                     report.fault(format!("ledger {}: the file is gone", path.display()));
                 }

@@ -3,12 +3,11 @@
 //! Knows how a file comes to survive a power cut; knows nothing of records.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufRead, Write},
+    io::{self, BufRead},
     path::Path,
 };
 
-use super::{LedgerError, chain::MAX_LINE};
+use super::{LedgerError, chain::MAX_LINE, disk::Disk};
 
 /// The error of `path`.
 pub fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
@@ -17,21 +16,21 @@ pub fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
 }
 
 /// Makes names that were created, renamed or removed in `dir` durable.
-pub fn sync_dir(dir: &Path) -> Result<(), LedgerError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error(dir))
+pub fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), LedgerError> {
+    disk.sync_dir(dir).map_err(io_error(dir))
 }
 
 /// Replaces `dir/name` as a whole: after a power cut it is the old content or the new, never a mixture.
-pub fn replace(dir: &Path, name: &str, content: &[u8]) -> Result<(), LedgerError> {
+pub fn replace(disk: &dyn Disk, dir: &Path, name: &str, content: &[u8]) -> Result<(), LedgerError> {
     let (tmp, path) = (dir.join(format!("{name}.tmp")), dir.join(name));
     let write = || -> io::Result<()> {
-        let mut file = File::create(&tmp)?;
-        file.write_all(content)?;
-        file.sync_data()?;
-        fs::rename(&tmp, &path)
+        let file = disk.create(&tmp)?;
+        file.append(content)?;
+        file.sync()?;
+        disk.rename(&tmp, &path)
     };
     write().map_err(io_error(&path))?;
-    sync_dir(dir)
+    sync_dir(disk, dir)
 }
 
 /// The next piece of a segment file, up to and without its line feed.
@@ -92,7 +91,10 @@ impl<R: BufRead> Lines<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::ledger::disk::RealDisk;
 
     #[test]
     fn lines_are_cut_at_line_feeds_and_bounded() {
@@ -110,8 +112,8 @@ mod tests {
     #[test]
     fn a_replaced_file_has_the_new_content_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        replace(dir.path(), "a.json", b"one").unwrap();
-        replace(dir.path(), "a.json", b"two").unwrap();
+        replace(&RealDisk, dir.path(), "a.json", b"one").unwrap();
+        replace(&RealDisk, dir.path(), "a.json", b"two").unwrap();
         assert_eq!(fs::read(dir.path().join("a.json")).unwrap(), b"two");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -2,7 +2,7 @@
 //!
 //! Both are replaced as a whole. A damaged identity is an error; damaged cursors cost repeats, never a loss.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     LedgerError,
     chain::{hex, sha256_hex},
+    disk::Disk,
     files::{io_error, replace},
 };
 use crate::model::{Seq, Utc};
@@ -54,9 +55,9 @@ impl Meta {
     }
 
     /// Reads it; `None` when there is none yet.
-    pub fn load(dir: &Path) -> Result<Option<Meta>, LedgerError> {
+    pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>, LedgerError> {
         let path = dir.join(META);
-        let text = match fs::read(&path) {
+        let text = match disk.read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error(&path)(error)),
@@ -65,8 +66,8 @@ impl Meta {
     }
 
     /// Writes it durably.
-    pub fn store(&self, dir: &Path) -> Result<(), LedgerError> {
-        replace(dir, META, &serde_json::to_vec_pretty(self).unwrap_or_default())
+    pub fn store(&self, disk: &dyn Disk, dir: &Path) -> Result<(), LedgerError> {
+        replace(disk, dir, META, &serde_json::to_vec_pretty(self).unwrap_or_default())
     }
 
     /// Notes a removed range, merged with its neighbours.
@@ -120,10 +121,10 @@ fn check(ledger: &str, cursors: &Cursors) -> String {
 
 impl Cursors {
     /// Reads them. `Err` says why they begin again at 0.
-    pub fn load(dir: &Path, ledger: &str) -> Result<Cursors, String> {
+    pub fn load(disk: &dyn Disk, dir: &Path, ledger: &str) -> Result<Cursors, String> {
         let path = dir.join(CURSORS);
         let name = path.display();
-        let text = fs::read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
+        let text = disk.read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
         let checked: Checked =
             serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
         if checked.ledger != ledger {
@@ -136,27 +137,30 @@ impl Cursors {
     }
 
     /// Writes them durably.
-    pub fn store(&self, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
+    pub fn store(&self, disk: &dyn Disk, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
         let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
-        replace(dir, CURSORS, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
+        replace(disk, dir, CURSORS, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::ledger::disk::RealDisk;
 
     #[test]
     fn a_flipped_digit_in_the_cursors_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let cursors = Cursors { acknowledged: 12, confirmed: 3, session: 4 };
-        cursors.store(dir.path(), "abc").unwrap();
-        assert_eq!(Cursors::load(dir.path(), "abc"), Ok(cursors));
-        assert!(Cursors::load(dir.path(), "abd").is_err());
+        cursors.store(&RealDisk, dir.path(), "abc").unwrap();
+        assert_eq!(Cursors::load(&RealDisk, dir.path(), "abc"), Ok(cursors));
+        assert!(Cursors::load(&RealDisk, dir.path(), "abd").is_err());
         let path = dir.path().join(CURSORS);
         let text = fs::read_to_string(&path).unwrap().replace("12", "92");
         fs::write(&path, text).unwrap();
-        assert!(Cursors::load(dir.path(), "abc").unwrap_err().contains("damaged"));
+        assert!(Cursors::load(&RealDisk, dir.path(), "abc").unwrap_err().contains("damaged"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod canonical;
 pub mod chain;
+pub mod disk;
 mod files;
 mod index;
 mod memory;
@@ -154,7 +155,7 @@ pub trait Ledger: Send + Sync {
 
 /// The id of the ledger in a data directory, without opening it; `None` when there is none yet.
 pub fn stored_id(data_dir: &std::path::Path) -> Result<Option<String>, LedgerError> {
-    Ok(meta::Meta::load(&data_dir.join("ledger"))?.map(|meta| meta.id))
+    Ok(meta::Meta::load(&disk::RealDisk, &data_dir.join("ledger"))?.map(|meta| meta.id))
 }
 
 /// The ledger as it is handed around.

@@ -3,14 +3,15 @@
 //! Blocking file I/O only. Which segments there are and who may read them is `store.rs`.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     LedgerError,
     chain::{MAX_LINE, Step, Walk, verify_line},
+    disk::{Disk, DiskFile, Reader},
     files::{Lines, io_error, sync_dir},
     summary::Summary,
 };
@@ -27,14 +28,12 @@ pub fn segment_path(dir: &Path, first: Seq) -> PathBuf {
 }
 
 /// First records and lengths of the segment files in `dir`, in order.
-pub fn list(dir: &Path) -> Result<Vec<(Seq, u64)>, LedgerError> {
+pub fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(Seq, u64)>, LedgerError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_error(dir))? {
-        let entry = entry.map_err(io_error(dir))?;
-        let name = entry.file_name();
-        let first = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|name| name.len() == 20);
+    for entry in disk.list(dir).map_err(io_error(dir))? {
+        let first = entry.name.strip_suffix(".seg").filter(|name| name.len() == 20);
         if let Some(first) = first.and_then(|name| name.parse::<Seq>().ok()) {
-            found.push((first, entry.metadata().map_err(io_error(&entry.path()))?.len()));
+            found.push((first, entry.bytes));
         }
     }
     found.sort_unstable();
@@ -43,13 +42,13 @@ pub fn list(dir: &Path) -> Result<Vec<(Seq, u64)>, LedgerError> {
 
 /// A reader of the first `length` bytes of a segment, from `offset`.
 pub fn lines_from(
+    disk: &dyn Disk,
     path: &Path,
     offset: u64,
     length: u64,
-) -> Result<Lines<BufReader<io::Take<File>>>, LedgerError> {
-    let mut file = File::open(path).map_err(io_error(path))?;
-    file.seek(SeekFrom::Start(offset)).map_err(io_error(path))?;
-    Ok(Lines::new(BufReader::with_capacity(MAX_LINE, file.take(length.saturating_sub(offset))), offset))
+) -> Result<Lines<BufReader<Reader>>, LedgerError> {
+    let file = disk.open(path).map_err(io_error(path))?;
+    Ok(Lines::new(BufReader::with_capacity(MAX_LINE, Reader::new(file, offset, length)), offset))
 }
 
 /// What a scan of a whole segment found.
@@ -67,13 +66,14 @@ pub struct Scan {
 
 /// Reads a segment from end to end. `prev` is the hash before it when known, `last` a bound of its records.
 pub fn scan(
+    disk: &dyn Disk,
     path: &Path,
     first: Seq,
     last: Seq,
     length: u64,
     prev: Option<String>,
 ) -> Result<Scan, LedgerError> {
-    let mut lines = lines_from(path, 0, length)?;
+    let mut lines = lines_from(disk, path, 0, length)?;
     let mut walk = Walk { next: first, prev, last };
     let mut scan = Scan { summary: Summary::new(first), good: 0, unterminated: false, tail: 0 };
     let mut pending: Option<(u64, String)> = None;
@@ -112,8 +112,14 @@ pub fn scan(
 }
 
 /// Scans a sealed segment: what is unreadable at its end is damage, not a torn write.
-pub fn scan_sealed(path: &Path, first: Seq, last: Seq, length: u64) -> Result<Summary, LedgerError> {
-    let Scan { mut summary, good, tail, unterminated } = scan(path, first, last, length, None)?;
+pub fn scan_sealed(
+    disk: &dyn Disk,
+    path: &Path,
+    first: Seq,
+    last: Seq,
+    length: u64,
+) -> Result<Summary, LedgerError> {
+    let Scan { mut summary, good, tail, unterminated } = scan(disk, path, first, last, length, None)?;
     if summary.header.last < last || tail > 0 || unterminated {
         let found = summary.header.last;
         note(&mut summary, path, good, &format!("records end at seq {found}; expected seq {last}"));
@@ -129,9 +135,9 @@ fn note(summary: &mut Summary, path: &Path, offset: u64, detail: &str) {
 }
 
 /// The hash and seq of a segment's last line, when that line proves itself.
-pub fn last_hash(path: &Path, length: u64) -> Result<Option<(Seq, String)>, LedgerError> {
+pub fn last_hash(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<(Seq, String)>, LedgerError> {
     let offset = length.saturating_sub(2 * (MAX_LINE as u64 + 1));
-    let mut lines = lines_from(path, offset, length)?;
+    let mut lines = lines_from(disk, path, offset, length)?;
     let mut last = None;
     while lines.next_chunk().map_err(io_error(path))?.is_some() {
         last = verify_line(lines.bytes()).ok().map(|verified| (verified.seq, verified.hash));
@@ -140,18 +146,25 @@ pub fn last_hash(path: &Path, length: u64) -> Result<Option<(Seq, String)>, Ledg
 }
 
 /// Keeps a copy of the bytes from `offset` on, then cuts them off. Returns the copy's path.
-pub fn cut_tail(dir: &Path, first: Seq, offset: u64) -> Result<PathBuf, LedgerError> {
+pub fn cut_tail(disk: &dyn Disk, dir: &Path, first: Seq, offset: u64) -> Result<PathBuf, LedgerError> {
     let path = segment_path(dir, first);
     let copy = dir.join(format!("{first:020}.torn-{offset}"));
     let keep = || -> io::Result<()> {
-        let mut from = OpenOptions::new().read(true).write(true).open(&path)?;
-        from.seek(SeekFrom::Start(offset))?;
-        let mut to = OpenOptions::new().append(true).create(true).open(&copy)?;
-        io::copy(&mut from, &mut to)?;
-        to.sync_all()?;
-        sync_dir(dir).map_err(io::Error::other)?;
-        from.set_len(offset)?;
-        from.sync_all()
+        let mut from = Reader::new(disk.open(&path)?, offset, u64::MAX);
+        let to = disk.open_append(&copy)?;
+        let mut buffer = vec![0; MAX_LINE];
+        loop {
+            let count = from.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            to.append(buffer.get(..count).unwrap_or_default())?;
+        }
+        to.sync()?;
+        disk.sync_dir(dir)?;
+        let file = disk.open_append(&path)?;
+        file.truncate(offset)?;
+        file.sync()
     };
     keep().map_err(io_error(&path))?;
     Ok(copy)
@@ -159,40 +172,30 @@ pub fn cut_tail(dir: &Path, first: Seq, offset: u64) -> Result<PathBuf, LedgerEr
 
 /// The open end of the ledger.
 pub struct Appender {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     /// The first record of the open segment.
     pub first: Seq,
     /// Bytes that are on the disk for certain.
     pub durable: u64,
     dirty: bool,
-    #[cfg(test)]
-    pub(super) fail: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Appender {
     /// Opens (or creates) the segment that begins with `first`, whose first `durable` bytes are good.
-    pub fn open(dir: &Path, first: Seq, durable: u64) -> Result<Appender, LedgerError> {
+    pub fn open(disk: &Arc<dyn Disk>, dir: &Path, first: Seq, durable: u64) -> Result<Appender, LedgerError> {
         let path = segment_path(dir, first);
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(io_error(&path))?;
-        sync_dir(dir)?;
-        Ok(Appender {
-            dir: dir.to_owned(),
-            path,
-            file,
-            first,
-            durable,
-            dirty: false,
-            #[cfg(test)]
-            fail: std::sync::Arc::default(),
-        })
+        let file = disk.open_append(&path).map_err(io_error(&path))?;
+        sync_dir(&**disk, dir)?;
+        Ok(Appender { disk: disk.clone(), dir: dir.to_owned(), path, file, first, durable, dirty: false })
     }
 
     /// Seals this segment and goes on in a new one.
     pub fn rotate(&mut self, first: Seq) -> Result<(), LedgerError> {
         self.repair()?;
-        let next = Appender::open(&self.dir, first, 0)?;
+        let next = Appender::open(&self.disk, &self.dir, first, 0)?;
         (self.path, self.file, self.first, self.durable) = (next.path, next.file, first, 0);
         Ok(())
     }
@@ -201,7 +204,7 @@ impl Appender {
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
         self.repair()?;
         self.dirty = true;
-        let result = self.write(bytes);
+        let result = self.file.append(bytes).and_then(|()| self.file.sync());
         if let Err(error) = result {
             // The error that counts is the first one; a repair that fails now is tried again before the next write.
             let _ = self.repair();
@@ -212,19 +215,9 @@ impl Appender {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        #[cfg(test)]
-        if self.fail.load(std::sync::atomic::Ordering::SeqCst) {
-            self.file.write_all(bytes.get(..bytes.len() / 2).unwrap_or_default())?;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.file.write_all(bytes)?;
-        self.file.sync_data()
-    }
-
     fn repair(&mut self) -> Result<(), LedgerError> {
         if self.dirty {
-            let cut = self.file.set_len(self.durable).and_then(|()| self.file.sync_all());
+            let cut = self.file.truncate(self.durable).and_then(|()| self.file.sync());
             cut.map_err(io_error(&self.path))?;
             self.dirty = false;
         }

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Cursor, FileLedger, Ledger, LedgerError, Line, MemoryLedger, Options, ReadingQuery,
-    audit::{Report, audit, export},
+    audit::{Report, audit, audit_on, export},
+    disk::sim::{Fault, SimDisk},
 };
 use crate::model::{ClockState, Draft, ReadingKey, RecordType, Seq, Utc};
 
@@ -442,18 +443,25 @@ fn all_around_gaps(ledger: &dyn Ledger) -> u64 {
 
 #[test]
 fn a_failed_write_is_an_error_and_leaves_no_trace() {
-    let dir = tempfile::tempdir().unwrap();
-    let (ledger, _) = open(dir.path(), 1 << 20);
-    fill(&*ledger, 3);
-    let lines = all(&*ledger);
-    ledger.fail_writes(true);
-    assert!(matches!(append(&*ledger, vec![change(1)]), Err(LedgerError::Io { .. })));
-    assert_eq!(all(&*ledger), lines);
-    ledger.fail_writes(false);
-    assert_eq!(append(&*ledger, vec![change(2)]).unwrap(), 4..5);
-    ledger.close();
-    let report = check(dir.path());
-    assert_eq!((report.records, report.faults), (4, vec![]));
+    for fault in [Fault::NoSpace, Fault::Write, Fault::Sync, Fault::ReadOnly] {
+        let dir = tempfile::tempdir().unwrap();
+        let sim = SimDisk::new(1);
+        let disk = sim.mount();
+        let options = Options { disk: disk.clone(), ..small(1 << 20) };
+        let (ledger, _) = FileLedger::open(dir.path(), options).unwrap();
+        fill(&*ledger, 3);
+        let lines = all(&*ledger);
+        for times in [1, u32::MAX] {
+            sim.inject(fault, times);
+            assert!(matches!(append(&*ledger, vec![change(1)]), Err(LedgerError::Io { .. })), "{fault:?}");
+            assert_eq!(all(&*ledger), lines);
+        }
+        sim.heal();
+        assert_eq!(append(&*ledger, vec![change(2)]).unwrap(), 4..5);
+        ledger.close();
+        let report = audit_on(&*disk, dir.path(), 1, None, &mut |_, _| ()).unwrap();
+        assert_eq!((report.records, report.faults), (4, vec![]), "{fault:?}");
+    }
 }
 
 #[test]

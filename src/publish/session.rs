@@ -1,8 +1,14 @@
 //! Decides what the publisher does next: events in, actions out.
 //!
 //! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
-//! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a few messages earlier when
-//! the connection was lost.
+//! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a
+//! few messages earlier when the connection was lost. `words` is what is said to it and by it, `outcomes` moves the
+//! cursors.
+
+mod outcomes;
+mod words;
+
+pub use words::{Action, Event, Fault, Tag, Verdict};
 
 use std::{
     collections::VecDeque,
@@ -10,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::payload::{MAX_RECORDS, Receipt, Rejected};
+use super::payload::{MAX_RECORDS, Rejected};
 use crate::{config::Confirm, ledger::Cursor, model::Seq};
 
 /// Messages from the oldest unacknowledged one to the newest: enough to fill a slow link, few enough to repeat. The
@@ -29,98 +35,10 @@ const PAUSE_MAX_MS: u64 = 60_000;
 /// Messages, acknowledged before a connection was lost, that are sent again after it: a broker that dies without
 /// persistence takes with it what it had acknowledged and not yet passed on. Duplicates are harmless, gaps are not.
 const OVERLAP: usize = 64;
-/// A connection that lasted so long was a good one, even if nothing was to be sent.
-const GOOD_CONNECTION: Duration = Duration::from_secs(60);
 /// Replays that may wait: each is a person's or a program's request, more is a mistake.
 const MAX_REPLAYS: usize = 64;
 /// Rejected records that are listed; the billing system has them all.
 const MAX_REJECTED: usize = 100;
-
-/// What a message holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tag {
-    /// These records, for the first time or again from the cursor.
-    Records(RangeInclusive<Seq>),
-    /// These records once more, because somebody asked. Moves no cursor.
-    Replay(RangeInclusive<Seq>),
-    /// Status, inventory, response.
-    Own,
-}
-
-/// What the broker said of a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It has it.
-    Accepted,
-    /// 0x10: nobody is subscribed, nobody has it.
-    NoSubscribers,
-    /// A failure code.
-    Failed(String),
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The ledger's head is here now.
-    Stored(Seq),
-    /// CONNACK: how much the broker takes at once, and the keep-alive that holds.
-    Connected {
-        /// Its receive maximum.
-        receive_max: u16,
-        /// In force for this connection.
-        keep_alive: Duration,
-    },
-    /// The subscriptions stand.
-    Up,
-    /// The connection is gone.
-    Down {
-        /// Spreads the attempts of many gateways.
-        random: u64,
-    },
-    /// Anything at all came from the broker.
-    Heard,
-    /// The oldest message that had no packet id got this one.
-    Sent(u16),
-    /// PUBACK.
-    Acknowledged(u16, Verdict),
-    /// Billing's word.
-    Receipt(Receipt),
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Open a new connection, with nothing left of the one before.
-    Connect,
-    /// Give the connection up, then say `Down`.
-    Drop(Fault),
-    /// Send as many of these as fit into one message, from the first, and say which with [`Session::offered`].
-    Send(Tag),
-    /// Tell the ledger.
-    Advance(Cursor, Seq),
-    /// Nothing until then, or until the next event.
-    WaitUntil(Option<Instant>),
-}
-
-/// Why a connection is given up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// Nobody answered.
-    #[error("no CONNACK within {} s", CONNECT_LIMIT.as_secs())]
-    NotConnected,
-    /// It let us in and then said nothing.
-    #[error("no SUBACK within {} s", CONNECT_LIMIT.as_secs())]
-    NotSubscribed,
-    /// It takes messages and acknowledges none.
-    #[error("the oldest message is unacknowledged for {} s", ACKNOWLEDGE_LIMIT.as_secs())]
-    Unacknowledged,
-    /// Not even a ping came back.
-    #[error("nothing heard from the broker for {0} s")]
-    Silent(u64),
-    /// An acknowledgement that answers nothing.
-    #[error("out of step with the broker: {0}")]
-    Desync(String),
-}
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
@@ -424,155 +342,6 @@ impl Session {
             && *range.end() > sent_to
         {
             self.replays.push_front(sent_to + 1..=*range.end());
-        }
-    }
-
-    fn sent(&mut self, pkid: u16) {
-        if self.outstanding.iter().any(|o| o.pkid == Some(pkid) && o.verdict.is_none()) {
-            self.desync = Some(format!("packet id {pkid} given out twice"));
-            return;
-        }
-        match self.outstanding.iter_mut().find(|o| o.pkid.is_none()) {
-            Some(message) => message.pkid = Some(pkid),
-            None => self.desync = Some(format!("packet id {pkid} for a message that was never handed over")),
-        }
-    }
-
-    fn acknowledged(&mut self, pkid: u16, verdict: Verdict, now: Instant) {
-        let found = self.outstanding.iter_mut().find(|o| o.pkid == Some(pkid) && o.verdict.is_none());
-        let Some(message) = found else {
-            self.desync = Some(format!("acknowledgement for packet id {pkid}, which is not in flight"));
-            return;
-        };
-        message.verdict = Some(verdict.clone());
-        let tag = message.tag.clone();
-        if tag == Tag::Own {
-            self.settle();
-            return;
-        }
-        if let Tag::Replay(range) = tag
-            && verdict != Verdict::Accepted
-        {
-            self.replays.push_front(range);
-        }
-        match verdict {
-            Verdict::Accepted if !self.rewind => {
-                self.careful = false;
-                self.refusals = 0;
-                self.attempts = 0;
-                self.nobody_listens = false;
-                self.last_refusal = None;
-            }
-            Verdict::Accepted => {}
-            Verdict::NoSubscribers => {
-                self.nobody_listens = true;
-                self.refused(now);
-            }
-            Verdict::Failed(code) => {
-                self.last_refusal = Some(code);
-                self.refused(now);
-            }
-        }
-        self.settle();
-    }
-
-    fn refused(&mut self, now: Instant) {
-        self.careful = true;
-        if !self.rewind {
-            self.rewind = true;
-            let pause = (PAUSE_MIN_MS << self.refusals.min(6)).min(PAUSE_MAX_MS);
-            self.refusals += 1;
-            self.paused_until = Some(now + Duration::from_millis(pause));
-        }
-    }
-
-    /// Moves the cursor over the unbroken run of accepted records, forgets what is resolved, rewinds when due.
-    fn settle(&mut self) {
-        for message in &self.outstanding {
-            if let Tag::Records(range) = &message.tag {
-                match message.verdict {
-                    Some(Verdict::Accepted) if *range.start() <= self.reached + 1 => {
-                        self.reached = self.reached.max(*range.end());
-                    }
-                    _ => break,
-                }
-                if self.reached > self.acknowledged {
-                    if self.recent.len() >= OVERLAP {
-                        self.recent.pop_front();
-                    }
-                    self.recent.push_back(self.acknowledged);
-                    self.acknowledged = self.reached;
-                }
-            }
-        }
-        if self.confirm == Confirm::Broker {
-            self.confirmed = self.confirmed.max(self.acknowledged);
-        }
-        // Accepted records behind a gap must stay known until the gap closes; a resolved run at the front need not.
-        while self.outstanding.front().is_some_and(|o| o.verdict.is_some()) {
-            self.outstanding.pop_front();
-        }
-        let pending = self.outstanding.iter().any(|o| o.verdict.is_none() && o.tag != Tag::Own);
-        if self.rewind && !pending {
-            self.rewind = false;
-            for resolved in self.outstanding.iter_mut().filter(|o| o.verdict.is_some()) {
-                resolved.tag = Tag::Own; // it still occupies its packet id, but says nothing about records any more
-            }
-            self.next = self.reached + 1;
-        }
-    }
-
-    fn down(&mut self, random: u64, now: Instant) {
-        if let Phase::Online { since } = self.phase
-            && now.saturating_duration_since(since) >= GOOD_CONNECTION
-        {
-            self.attempts = 0;
-        }
-        for message in self.outstanding.drain(..).rev() {
-            if let Tag::Replay(range) = message.tag
-                && message.verdict.is_none()
-            {
-                self.replays.push_front(range);
-            }
-        }
-        // A connection that was lost within the overlap goes on where it was, so that short ones make progress too.
-        if self.reached >= self.acknowledged {
-            self.reached = self.recent.front().copied().unwrap_or(self.acknowledged);
-        }
-        if self.confirm == Confirm::Billing {
-            self.reached = self.reached.max(self.confirmed);
-        }
-        self.recent.clear();
-        self.next = self.reached + 1;
-        self.careful = true;
-        self.rewind = false;
-        self.desync = None;
-        self.attempts = self.attempts.saturating_add(1);
-        let ceiling = (PAUSE_MIN_MS << self.attempts.min(6)).min(PAUSE_MAX_MS);
-        let pause = PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1);
-        self.phase = Phase::Waiting { until: now + Duration::from_millis(pause) };
-    }
-
-    fn receipt(&mut self, receipt: Receipt) {
-        if receipt.ledger != self.ledger || receipt.confirmed_seq > self.highest_sent {
-            self.ignored_receipts += 1;
-            return;
-        }
-        for rejected in receipt.rejected {
-            if rejected.seq <= self.highest_sent && !self.rejected.contains(&rejected) {
-                if self.rejected.len() >= MAX_REJECTED {
-                    self.rejected.remove(0);
-                }
-                self.rejected.push(rejected);
-            }
-        }
-        if self.confirm == Confirm::Billing {
-            // Who has committed a record has received it, whatever became of the broker's own word.
-            self.confirmed = self.confirmed.max(receipt.confirmed_seq);
-            self.acknowledged = self.acknowledged.max(self.confirmed);
-            self.reached = self.reached.max(self.confirmed);
-            self.next = self.next.max(self.confirmed + 1);
-            self.settle();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The session alone: what it does with each event, and a thousand dishonest brokers under fixed seeds.
 
-use super::*;
+use super::{super::payload::Receipt, *};
 
 const LEDGER: &str = "0123456789abcdef0123456789abcdef";
 

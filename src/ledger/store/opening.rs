@@ -1,0 +1,236 @@
+//! From the files of a data directory to a state: the lock, what a crash left behind, the open segment, the cursors.
+//!
+//! Runs once, before any thread is started. Whatever is odd is told in a report; only what would lose or repeat a
+//! number is an error.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use super::{
+    super::{
+        Head, LedgerError,
+        disk::{Disk, Lock},
+        files::io_error,
+        index::Index,
+        meta::{Cursors, Meta},
+        segments::{self, Appender, segment_path},
+        summary::Summary,
+    },
+    shared::{Marks, Sealed, State},
+};
+use crate::model::{GENESIS, Seq, Utc};
+
+pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, LedgerError> {
+    let path = data_dir.join("lock");
+    let lock = disk.lock(&path).map_err(io_error(&path))?;
+    lock.ok_or_else(|| LedgerError::Busy { path: data_dir.display().to_string() })
+}
+
+pub fn load_meta(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
+    if let Some(meta) = Meta::load(disk, dir)? {
+        return Ok(meta);
+    }
+    if !segments::list(disk, dir)?.is_empty() {
+        let detail = "it is missing, but there are segments\n  hint: restore it from a backup";
+        return Err(io_error(&dir.join("ledger.json"))(io::Error::other(detail)));
+    }
+    let meta = Meta::create(now)?;
+    // First the cursors: a ledger without them is one that has lost them.
+    Cursors::default().store(disk, dir, &meta.id)?;
+    meta.store(disk, dir)?;
+    Ok(meta)
+}
+
+/// Removes the files of ranges that were noted as pruned before a crash; returns the files that are left.
+pub fn finish_pruning(disk: &dyn Disk, dir: &Path, meta: &Meta) -> Result<Vec<(Seq, u64)>, LedgerError> {
+    let mut files = segments::list(disk, dir)?;
+    for (first, _) in files.extract_if(.., |(first, _)| meta.pruned_at(*first).is_some()) {
+        let path = segment_path(dir, first);
+        disk.remove(&path).map_err(io_error(&path))?;
+    }
+    Ok(files)
+}
+
+/// Builds the list of sealed segments and scans the open one.
+pub fn open_segments(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    meta: &Meta,
+    files: &[(Seq, u64)],
+    reports: &mut Vec<String>,
+) -> Result<(State, Appender), LedgerError> {
+    let mut sealed = BTreeMap::new();
+    for pair in files.windows(2) {
+        let [(first, bytes), (next, _)] = pair else { continue };
+        // Where the records between two files were pruned, the first file ends before them.
+        let last = match meta.pruned_at(next - 1) {
+            Some(range) => range.first - 1,
+            None => next - 1,
+        };
+        let segment = Sealed {
+            first: *first,
+            last,
+            path: segment_path(dir, *first),
+            bytes: *bytes,
+            known: OnceLock::new(),
+        };
+        sealed.insert(*first, Arc::new(segment));
+    }
+    let kept_from = meta.pruned.first().filter(|range| range.first == 1).map_or(1, |range| range.last + 1);
+    let (first, bytes) =
+        files.last().copied().unwrap_or((meta.pruned.last().map_or(1, |range| range.last + 1), 0));
+    if files.first().is_some_and(|(first, _)| *first > kept_from) {
+        reports.push(format!(
+            "ledger {}: seq {kept_from} to {} are missing: no segment file",
+            dir.display(),
+            first - 1
+        ));
+    }
+    let prev = hash_before(&**disk, meta, &sealed, first, reports)?;
+    let path = segment_path(dir, first);
+    let (open, good) = if files.is_empty() {
+        (Summary::new(first), 0)
+    } else {
+        scan_open(disk, dir, first, bytes, prev.clone(), reports)?
+    };
+    let appender = Appender::open(disk, dir, first, good)?;
+    let hash = if open.header.count == 0 {
+        prev.unwrap_or_else(|| GENESIS.into())
+    } else {
+        open.header.last_hash.clone()
+    };
+    let head = Head { seq: open.header.last, hash };
+    let mut state = State {
+        sealed,
+        open: Summary::new(first),
+        open_path: path,
+        head,
+        latest: HashMap::new(),
+        names: HashMap::new(),
+    };
+    for (meter, places) in &open.meters {
+        state.number(meter);
+        for place in places {
+            state.note_latest(meter, first, *place);
+        }
+    }
+    state.open = open;
+    Ok((state, appender))
+}
+
+/// The hash of the record before `first`.
+fn hash_before(
+    disk: &dyn Disk,
+    meta: &Meta,
+    sealed: &BTreeMap<Seq, Arc<Sealed>>,
+    first: Seq,
+    reports: &mut Vec<String>,
+) -> Result<Option<String>, LedgerError> {
+    let Some(before) = first.checked_sub(1).filter(|before| *before > 0) else {
+        return Ok(Some(GENESIS.into()));
+    };
+    if let Some(range) = meta.pruned_at(before) {
+        return Ok(Some(range.last_hash.clone()));
+    }
+    let Some(segment) = sealed.values().next_back() else { return Ok(None) };
+    match segments::last_hash(disk, &segment.path, segment.bytes)? {
+        Some((seq, hash)) if seq == before => Ok(Some(hash)),
+        _ => {
+            reports.push(format!(
+                "ledger {}: its last record, seq {before}, is damaged",
+                segment.path.display()
+            ));
+            let summary =
+                segments::scan_sealed(disk, &segment.path, segment.first, segment.last, segment.bytes)?;
+            Ok(Some(summary.header.last_hash).filter(|hash| !hash.is_empty()))
+        }
+    }
+}
+
+/// Scans the open segment and cuts back what a power cut left behind its last whole record.
+fn scan_open(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    first: Seq,
+    bytes: u64,
+    prev: Option<String>,
+    reports: &mut Vec<String>,
+) -> Result<(Summary, u64), LedgerError> {
+    let path = segment_path(dir, first);
+    let scan = segments::scan(&**disk, &path, first, Seq::MAX, bytes, prev)?;
+    let segments::Scan { mut summary, mut good, unterminated, tail } = scan;
+    reports.extend(summary.header.damage.iter().cloned());
+    if tail > 0 {
+        let copy = segments::cut_tail(&**disk, dir, first, good)?;
+        reports.push(format!(
+            "ledger {}: torn end: {tail} bytes behind seq {} were no record and were cut off at byte {good} (kept as {})",
+            path.display(),
+            summary.header.last,
+            copy.display()
+        ));
+    }
+    if unterminated {
+        // The record is whole, only its line feed did not reach the disk.
+        Appender::open(disk, dir, first, good)?.append(b"\n")?;
+        good += 1;
+        summary.header.bytes = good;
+        reports.push(format!(
+            "ledger {}: the line feed behind seq {} was missing and was added",
+            path.display(),
+            summary.header.last
+        ));
+    }
+    Ok((summary, good))
+}
+
+pub fn load_cursors(disk: &dyn Disk, dir: &Path, id: &str, head: &Head, reports: &mut Vec<String>) -> Marks {
+    let mut cursors = match Cursors::load(disk, dir, id) {
+        Ok(cursors) => cursors,
+        Err(reason) => {
+            reports.push(format!("{reason}; everything that is kept will be sent again"));
+            Cursors::default()
+        }
+    };
+    for (name, cursor) in [("acknowledged", &mut cursors.acknowledged), ("confirmed", &mut cursors.confirmed)]
+    {
+        if *cursor > head.seq {
+            reports.push(format!(
+                "cursors: {name} up to seq {cursor}, but the ledger ends at seq {}: records that were sent are lost\n  \
+                 hint: restore the ledger from a backup, or begin a new one: these seq would be given twice",
+                head.seq
+            ));
+            *cursor = head.seq;
+        }
+    }
+    Marks { cursors, dirty: false }
+}
+
+/// Takes from the index what it knows of the segments that are here.
+pub fn recall(index: &Index, state: &mut State, reports: &mut Vec<String>) {
+    let mut missing = 0;
+    for sealed in state.sealed.values().cloned().collect::<Vec<_>>() {
+        let entry = index.entry(sealed.first).ok().flatten();
+        match entry.filter(|entry| {
+            let header = &entry.header;
+            (header.first, header.bytes) == (sealed.first, sealed.bytes)
+                && (header.last == sealed.last || !header.damage.is_empty())
+        }) {
+            Some(entry) => {
+                reports.extend(entry.header.damage.iter().cloned());
+                let known = state.known(entry.header, entry.meters.iter());
+                let _ = sealed.known.set(known); // nobody else has it yet
+            }
+            None => missing += 1,
+        }
+    }
+    if missing > 0 {
+        reports.push(format!(
+            "index: {missing} of {} sealed segments are being indexed again",
+            state.sealed.len()
+        ));
+    }
+}

@@ -1,0 +1,266 @@
+//! What the readers, the writer and the indexer of a ledger share: the segments, the index, the marks, the incidents.
+//!
+//! Knows how a summary is found again (memory, index, file, in this order); does not know who asks, nor how a ledger is
+//! opened or written.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+};
+
+use super::super::{
+    Head, LedgerError,
+    disk::Disk,
+    index::{self, Index, IndexError},
+    meta::{Cursors, Meta},
+    segments,
+    summary::{Header, Place, Summary},
+};
+use crate::model::Seq;
+
+/// Summaries of sealed segments kept in memory (each a few MiB): a page of readings and the next one use the same.
+const KEPT_SUMMARIES: usize = 2;
+/// Incidents remembered for the console.
+pub const MAX_INCIDENTS: usize = 200;
+
+/// A segment that is no longer written to.
+pub struct Sealed {
+    pub first: Seq,
+    pub last: Seq,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub known: OnceLock<Known>,
+}
+
+/// What is kept in memory of a sealed segment.
+pub struct Known {
+    pub header: Header,
+    /// Numbers of the meters with readings in it, sorted.
+    pub meters: Vec<u32>,
+}
+
+/// The latest readings of a meter.
+#[derive(Debug, Clone, Copy)]
+pub struct Latest {
+    pub slot_ms: i64,
+    pub good: Good,
+}
+
+/// The latest reading that is not missing: segment and place.
+#[derive(Debug, Clone, Copy)]
+pub enum Good {
+    Unknown,
+    None,
+    At(Seq, Place),
+}
+
+/// What readers and the writer share.
+pub struct State {
+    pub sealed: BTreeMap<Seq, Arc<Sealed>>,
+    pub open: Summary,
+    pub open_path: PathBuf,
+    pub head: Head,
+    pub latest: HashMap<String, Latest>,
+    pub names: HashMap<String, u32>,
+}
+
+impl State {
+    pub fn number(&mut self, meter: &str) -> u32 {
+        let next = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        *self.names.entry(meter.to_owned()).or_insert(next)
+    }
+
+    pub fn known(&mut self, header: Header, meters: impl Iterator<Item = impl AsRef<str>>) -> Known {
+        let mut meters: Vec<u32> = meters.map(|meter| self.number(meter.as_ref())).collect();
+        meters.sort_unstable();
+        Known { header, meters }
+    }
+
+    /// Notes that `place`, in the segment `first`, is now the latest reading of `meter`.
+    pub fn note_latest(&mut self, meter: &str, first: Seq, place: Place) {
+        let good = if place.missing { None } else { Some(Good::At(first, place)) };
+        if let Some(latest) = self.latest.get_mut(meter) {
+            latest.slot_ms = place.at_ms;
+            latest.good = good.unwrap_or(latest.good);
+        } else {
+            let latest = Latest { slot_ms: place.at_ms, good: good.unwrap_or(Good::Unknown) };
+            self.latest.insert(meter.to_owned(), latest);
+        }
+    }
+}
+
+pub struct Marks {
+    pub cursors: Cursors,
+    pub dirty: bool,
+}
+
+/// The parts that outlive a borrow of the ledger: the threads hold them too.
+pub struct Shared {
+    pub disk: Arc<dyn Disk>,
+    pub data_dir: PathBuf,
+    pub dir: PathBuf,
+    pub id: String,
+    pub state: RwLock<State>,
+    pub marks: Mutex<Marks>,
+    pub marks_file: Mutex<()>,
+    pub meta: Mutex<Meta>,
+    pub index: Mutex<Option<Index>>,
+    pub cache: Mutex<VecDeque<Arc<Summary>>>,
+    pub incidents: Mutex<Vec<String>>,
+    pub stopping: AtomicBool,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn report(&self, incident: String) {
+        tracing::warn!(error = %incident, "ledger");
+        let mut incidents = lock(&self.incidents);
+        if incidents.len() < MAX_INCIDENTS && !incidents.contains(&incident) {
+            incidents.push(incident);
+        }
+    }
+
+    /// Writes the cursors when they have moved.
+    pub fn flush_cursors(&self) -> Result<(), LedgerError> {
+        let _one_at_a_time = lock(&self.marks_file);
+        let cursors = {
+            let mut marks = lock(&self.marks);
+            if !marks.dirty {
+                return Ok(());
+            }
+            marks.dirty = false;
+            marks.cursors
+        };
+        cursors.store(&*self.disk, &self.dir, &self.id).inspect_err(|_| lock(&self.marks).dirty = true)
+    }
+
+    /// Asks the index; a failing one is closed and set aside, which is never fatal.
+    pub fn with_index<T>(&self, act: impl FnOnce(&Index) -> Result<T, IndexError>) -> Option<T> {
+        let mut index = lock(&self.index);
+        match act(index.as_ref()?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                *index = None;
+                let aside = match index::set_aside(&self.data_dir) {
+                    Ok(to) => format!("set aside as {}", to.display()),
+                    Err(error) => format!("could not be set aside: {error}"),
+                };
+                drop(index);
+                self.report(format!("{error}; {aside}; queries read the segments until the next start"));
+                None
+            }
+        }
+    }
+
+    pub fn keep(&self, summary: Arc<Summary>) {
+        let mut cache = lock(&self.cache);
+        cache.push_front(summary);
+        cache.truncate(KEPT_SUMMARIES);
+    }
+
+    fn kept(&self, first: Seq) -> Option<Arc<Summary>> {
+        lock(&self.cache).iter().find(|summary| summary.header.first == first).cloned()
+    }
+
+    /// The whole summary of a sealed segment: from memory, or by reading the file (and then it is in the index).
+    fn summary(&self, sealed: &Sealed) -> Result<Arc<Summary>, LedgerError> {
+        if let Some(summary) = self.kept(sealed.first) {
+            return Ok(summary);
+        }
+        let summary =
+            segments::scan_sealed(&*self.disk, &sealed.path, sealed.first, sealed.last, sealed.bytes)?;
+        for damage in &summary.header.damage {
+            self.report(damage.clone());
+        }
+        let summary = Arc::new(summary);
+        self.keep(summary.clone());
+        self.with_index(|index| index.store(&summary));
+        self.learn(sealed, &summary);
+        Ok(summary)
+    }
+
+    /// Keeps the small part of a summary in memory.
+    fn learn(&self, sealed: &Sealed, summary: &Summary) {
+        if sealed.known.get().is_none() {
+            let known = self.state_mut().known(summary.header.clone(), summary.meters.keys());
+            let _ = sealed.known.set(known); // another thread may have been quicker, with the same
+        }
+    }
+
+    /// Makes sure that the small part is known.
+    pub fn header<'a>(&self, sealed: &'a Sealed) -> Result<Option<&'a Known>, LedgerError> {
+        if sealed.known.get().is_none() {
+            let summary = self.summary(sealed)?;
+            self.learn(sealed, &summary);
+        }
+        Ok(sealed.known.get())
+    }
+
+    /// The readings of one meter in one sealed segment.
+    pub fn places(&self, sealed: &Sealed, meter: &str) -> Result<Vec<Place>, LedgerError> {
+        let number = self.state().names.get(meter).copied();
+        if let Some(known) = self.header(sealed)? {
+            // A number given since then is not in `meters`, and neither is the meter.
+            if number.is_none_or(|number| known.meters.binary_search(&number).is_err())
+                && (number.is_some() || !self.state().names.contains_key(meter))
+            {
+                return Ok(Vec::new());
+            }
+        }
+        if let Some(summary) = self.kept(sealed.first) {
+            return Ok(summary.meters.get(meter).cloned().unwrap_or_default());
+        }
+        if let Some(places) = self.with_index(|index| index.places(sealed.first, meter)).flatten() {
+            return Ok(places);
+        }
+        Ok(self.summary(sealed)?.meters.get(meter).cloned().unwrap_or_default())
+    }
+
+    pub fn sparse_offset(&self, sealed: &Sealed, seq: Seq) -> Result<u64, LedgerError> {
+        if let Some(summary) = self.kept(sealed.first) {
+            return Ok(Summary::offset_before(&summary.sparse, seq));
+        }
+        if let Some(sparse) = self.with_index(|index| index.sparse(sealed.first)).flatten() {
+            return Ok(Summary::offset_before(&sparse, seq));
+        }
+        Ok(Summary::offset_before(&self.summary(sealed)?.sparse, seq))
+    }
+
+    /// Brings the index up to date with the segments, newest first. Runs on its own thread.
+    pub fn index_missing(&self, sealed: &[Arc<Sealed>], handed: &mpsc::Receiver<Arc<Summary>>) {
+        let store_handed = |summary: &Summary| {
+            self.with_index(|index| index.store(summary));
+        };
+        for sealed in sealed.iter().rev().filter(|sealed| sealed.known.get().is_none()) {
+            while let Ok(summary) = handed.try_recv() {
+                store_handed(&summary);
+            }
+            if self.stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            let present = self.state().sealed.contains_key(&sealed.first);
+            if present && let Err(error) = self.header(sealed) {
+                self.report(format!("indexing: {error}"));
+            }
+        }
+        while let Ok(summary) = handed.recv() {
+            store_handed(&summary);
+        }
+    }
+}

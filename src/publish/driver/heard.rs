@@ -1,0 +1,72 @@
+//! What comes back from the broker: receipts, commands, and descriptions of meters that are no longer ours.
+//!
+//! Bytes from outside: what is not understood is logged or answered, never trusted. Carries nothing out itself.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{
+    super::{
+        payload::{Command, PayloadError, Receipt, Response},
+        session::Event,
+        topics::Down,
+    },
+    Driver, Incoming,
+};
+use crate::model::MeterId;
+
+impl Driver {
+    pub(super) fn message(&mut self, topic: &str, bytes: &Bytes, retained: bool) {
+        match self.names.classify(topic) {
+            Some(Down::Receipt) => match Receipt::parse(bytes) {
+                Ok(receipt) => self.receipt(receipt),
+                Err(error) => warn!(%error, "a receipt is ignored"),
+            },
+            Some(Down::Command) => self.command(bytes, retained),
+            Some(Down::Inventory(meter)) if retained && !bytes.is_empty() => {
+                let known =
+                    meter.parse::<MeterId>().is_ok_and(|id| self.inventory.borrow().contains_key(&id));
+                if !known {
+                    info!(meter, "removing the description of a meter that is no longer configured");
+                    let message = self.inventory_message(meter, Bytes::new());
+                    self.own.push_back(message);
+                }
+            }
+            Some(Down::Inventory(_)) => {}
+            None => debug!(topic, "a message on a topic that is not ours"),
+        }
+    }
+
+    fn receipt(&mut self, receipt: Receipt) {
+        let (ignored, rejected) = (self.session.ignored_receipts(), receipt.rejected.len());
+        let (ledger, seq) = (receipt.ledger.clone(), receipt.confirmed_seq);
+        self.session.handle(Event::Receipt(receipt), Instant::now().into_std());
+        if self.session.ignored_receipts() > ignored {
+            warn!(ledger, seq, "a receipt is ignored: another ledger, or a record that was never sent");
+        } else if rejected > 0 {
+            warn!(seq, rejected, "billing has rejected records");
+        }
+    }
+
+    fn command(&mut self, bytes: &Bytes, retained: bool) {
+        let command = match Command::parse(bytes) {
+            Ok(command) => command,
+            Err(PayloadError::Malformed { what, detail, id }) => {
+                warn!(what, detail, "a command is refused");
+                return self.answer(&Response { id, outcome: Err(format!("not a valid {what}: {detail}")) });
+            }
+        };
+        let id = Some(command.id.clone());
+        if retained {
+            // It would be carried out again at each connection.
+            warn!(id, "a retained command is refused");
+            let outcome = Err("a command must not be retained".to_owned());
+            return self.answer(&Response { id, outcome });
+        }
+        if self.events.try_send(Incoming::Command(command)).is_err() {
+            warn!(id, "a command is refused: too many are waiting");
+            self.answer(&Response { id, outcome: Err("busy: try again later".to_owned()) });
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the publisher says besides records: status, inventory, answers, and to the daemon its own state.
+//!
+//! Holds back what the window does not allow; knows nothing of records and cursors but their numbers.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::{
+    super::{
+        mqtt::Message,
+        payload::{self, Response, StatusFacts},
+        session::Tag,
+    },
+    Driver, Outgoing, PublisherState,
+};
+use crate::model::MeterId;
+
+/// How often `status` is repeated (the contract).
+const STATUS_EVERY: Duration = Duration::from_secs(60);
+/// Answers that wait for a connection; an asker who waits longer has given up.
+const MAX_ANSWERS: usize = 256;
+
+const STATUS_SCHEMA: &str = "meter-gateway/status/1";
+const INVENTORY_SCHEMA: &str = "meter-gateway/inventory/1";
+pub(super) const RESPONSE_SCHEMA: &str = "meter-gateway/response/1";
+
+impl Driver {
+    pub(super) fn take(&mut self, message: Outgoing) {
+        match message {
+            Outgoing::Response(response) => self.answer(&response),
+            Outgoing::Replay { from, to } => {
+                if !self.session.replay(from, to) {
+                    warn!(seq = from, to, "nothing to replay, or too many replays are waiting");
+                }
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, response: &Response) {
+        if self.own.iter().filter(|m| m.schema == RESPONSE_SCHEMA).count() >= MAX_ANSWERS {
+            error!(id = response.id, "an answer is dropped: {MAX_ANSWERS} are waiting for a connection");
+            return;
+        }
+        let topic = self.names.response();
+        let message = Message { topic, payload: response.to_bytes(), retain: false, schema: RESPONSE_SCHEMA };
+        self.own.push_back(message);
+    }
+
+    /// Queues what changed in the inventory; everything, when `afresh`.
+    pub(super) fn announce(&mut self, afresh: bool) {
+        let current: BTreeMap<MeterId, Bytes> = self
+            .inventory
+            .borrow_and_update()
+            .iter()
+            .map(|(id, said)| (id.clone(), payload::inventory(said)))
+            .collect();
+        if !self.session.is_online() {
+            return;
+        }
+        for removed in self.announced.keys().filter(|id| !current.contains_key(*id)) {
+            self.own.push_back(self.inventory_message(removed.as_str(), Bytes::new()));
+        }
+        for (id, said) in &current {
+            if afresh || self.announced.get(id) != Some(said) {
+                self.own.push_back(self.inventory_message(id.as_str(), said.clone()));
+            }
+        }
+        self.announced = current;
+    }
+
+    pub(super) fn inventory_message(&self, meter: &str, payload: Bytes) -> Message {
+        Message { topic: self.names.inventory(meter), payload, retain: true, schema: INVENTORY_SCHEMA }
+    }
+
+    pub(super) fn say_status(&mut self) {
+        let now = Instant::now();
+        if now >= self.status_due {
+            self.own.push_front(self.status_message(true));
+            self.status_said = now;
+            self.status_due = now + STATUS_EVERY;
+        }
+    }
+
+    pub(super) fn status_message(&self, online: bool) -> Message {
+        let facts = StatusFacts {
+            online,
+            session: self.number.unwrap_or_default(),
+            ledger: self.ledger.id(),
+            last_seq: self.head.borrow().seq,
+            acknowledged_seq: self.session.acknowledged_seq(),
+            confirmed_seq: self.session.confirmed_seq(),
+        };
+        let payload = if online {
+            payload::status(&facts, &self.status.borrow())
+        } else {
+            payload::status(&facts, &Value::Null) // what was true of buses and clock is not known to be any more
+        };
+        Message { topic: self.names.status(), payload, retain: true, schema: STATUS_SCHEMA }
+    }
+
+    /// Hands over what is waiting to be said, as far as the window allows.
+    pub(super) fn say_own(&mut self) {
+        if !self.session.is_online() || self.stop_by.is_some_and(|by| Instant::now() >= by) {
+            return;
+        }
+        self.say_status();
+        while self.session.may_offer()
+            && let Some(message) = self.own.pop_front()
+        {
+            let room = self.link.as_ref().map_or(0, |link| link.max_payload(&message.topic));
+            if message.payload.len() > room {
+                let bytes = message.payload.len();
+                error!(topic = message.topic, bytes, "a message is dropped: the broker takes {room} bytes");
+                continue;
+            }
+            self.offer_to_link(message, Tag::Own);
+        }
+    }
+
+    /// Shows the state, and logs when somebody starts or stops listening.
+    pub(super) fn show(&mut self) {
+        let nobody = self.session.nobody_listens();
+        if nobody != self.nobody_listens {
+            self.nobody_listens = nobody;
+            let topic = self.names.records();
+            if nobody {
+                warn!(
+                    topic,
+                    "nobody is subscribed to the records; they are kept\n  hint: is billing's consumer running?"
+                );
+            } else {
+                info!(topic, "somebody listens to the records again");
+            }
+        }
+        let refusal = self.session.last_refusal().map(|code| format!("the broker refuses records: {code}"));
+        let shown = PublisherState {
+            connected: self.connected,
+            since: Some(self.since.into_std()),
+            session: self.number.unwrap_or_default(),
+            last_error: refusal.or_else(|| self.last_error.clone()),
+            nobody_listens: nobody,
+            in_flight: self.session.in_flight(),
+            acknowledged: self.session.acknowledged_seq(),
+            confirmed: self.session.confirmed_seq(),
+            rejected: self.session.rejected().to_vec(),
+            ignored_receipts: self.session.ignored_receipts(),
+            last_turn: Some(Instant::now().into_std()),
+        };
+        self.state.send_if_modified(|state| {
+            let comparable = PublisherState { last_turn: state.last_turn, ..shown.clone() };
+            let differs = *state != comparable;
+            *state = shown;
+            differs
+        });
+    }
+}

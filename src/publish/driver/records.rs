@@ -1,0 +1,90 @@
+//! Records on their way out: read from the ledger, cut to what the broker takes, handed to the client.
+//!
+//! Knows what a record that cannot be read means for the others; which records are due is the session's word.
+
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{
+    super::{
+        mqtt::Message,
+        payload::{self, MAX_RECORDS, MAX_RECORDS_BYTES},
+        session::Tag,
+    },
+    Driver, Incoming,
+};
+use crate::{ledger::LedgerError, model::Seq};
+
+const RECORDS_SCHEMA: &str = "meter-gateway/records/1";
+
+impl Driver {
+    /// Reads one message's worth of records and hands it to the client.
+    pub(super) async fn send(&mut self, tag: Tag) {
+        let (Tag::Records(range) | Tag::Replay(range)) = &tag else { return };
+        let (from, to) = (*range.start(), *range.end());
+        let rebuilt = |to: Seq| match tag {
+            Tag::Replay(_) => Tag::Replay(from..=to),
+            _ => Tag::Records(from..=to),
+        };
+        let now = Instant::now().into_std();
+        let kept = self.ledger.first();
+        if from < kept {
+            let gone = to.min(kept - 1);
+            warn!(seq = from, to = gone, "records are no longer kept and are not sent");
+            self.session.skip(rebuilt(gone), now);
+            return;
+        }
+        let topic = self.names.records();
+        let Some(link) = &self.link else { return };
+        let limit = MAX_RECORDS_BYTES.min(link.max_payload(&topic));
+        let count = usize::try_from(to - from + 1).unwrap_or(MAX_RECORDS).min(MAX_RECORDS);
+        let room = payload::room_for_lines(&self.names, self.ledger.id(), limit, count);
+        let ledger = self.ledger.clone();
+        let read = tokio::task::spawn_blocking(move || ledger.read(from, count, room)).await;
+        let mut lines = match read {
+            Ok(Ok(lines)) => lines,
+            Ok(Err(LedgerError::Damaged { seq, detail, path, offset })) if seq == from => {
+                let detail = format!("{path}: byte {offset}: {detail}");
+                self.damaged(seq, detail);
+                self.session.skip(rebuilt(from), now);
+                return;
+            }
+            Ok(Err(error)) => return self.lose(&error.to_string()),
+            Err(error) => return self.lose(&format!("reading the ledger: {error}")),
+        };
+        let in_sequence = (from..=to).zip(&lines).take_while(|(seq, line)| *seq == line.seq).count();
+        lines.truncate(in_sequence);
+        let Some(last) = lines.last().map(|line| line.seq) else {
+            return self.lose(&format!(
+                "the ledger does not give record {from}, its head is {}",
+                self.head.borrow().seq
+            ));
+        };
+        let payload = payload::records(&self.names, self.ledger.id(), &lines);
+        if payload.len() > limit {
+            let bytes = payload.len();
+            return self.lose(&format!(
+                "record {from} needs a message of {bytes} bytes, the broker takes {limit}\n  hint: raise the broker's packet limit"
+            ));
+        }
+        self.offer_to_link(Message { topic, payload, retain: false, schema: RECORDS_SCHEMA }, rebuilt(last));
+    }
+
+    pub(super) fn offer_to_link(&mut self, message: Message, tag: Tag) {
+        if self.link.as_ref().is_some_and(|link| link.publish(message)) {
+            self.session.offered(tag, Instant::now().into_std());
+        } else {
+            self.lose("the client does not take a message, although the window is open");
+        }
+    }
+
+    fn damaged(&mut self, seq: Seq, detail: String) {
+        error!(seq, detail, "a damaged record is passed over and will not be delivered");
+        if seq > self.damage_told {
+            self.damage_told = seq;
+            if self.events.try_send(Incoming::Damaged { seq, detail }).is_err() {
+                error!(seq, "nobody takes note of the damaged record");
+            }
+        }
+    }
+}
