@@ -410,10 +410,11 @@ async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) {
     let _ = timeout(LAST_RECORDS, stored).await;
 }
 
-/// The first slot to be read: the current one when it has not been read and is still fresh, else the next.
+/// The first slot to be read: the current one when it has not been read and is still fresh, else the next. Fresh is a
+/// slot of which seven eighths are left, so that a busy line can still read it whole, and no older than a minute.
 fn first_slot(slots: Slots, unread_since: Option<Utc>, now: Utc) -> Utc {
     let current = slots.at_or_before(now);
-    let fresh = now - current <= TimeDelta::seconds(i64::from(slots.interval_secs() / 2).min(60));
+    let fresh = now - current <= TimeDelta::seconds(i64::from(slots.interval_secs() / 8).min(60));
     if fresh && unread_since.is_none_or(|unread| unread <= current) { current } else { slots.next_after(now) }
 }
 

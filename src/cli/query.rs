@@ -1,6 +1,10 @@
 //! `readings`, `status`, `identity`: what is stored and how things stand.
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 use serde_json::Value;
 
@@ -8,11 +12,10 @@ use super::{client::Daemon, moment, no};
 use comfy_table::Table;
 
 use crate::{
-    clock::{Clock, SystemClock},
     config::Settings,
     identity::Identity,
-    ledger::{FileLedger, Ledger, ReadingQuery},
-    model::{MeterId, Reading, rfc3339},
+    ledger::{ReadingQuery, audit::scan},
+    model::{MeterId, Reading, Utc, rfc3339},
 };
 
 /// Readings asked for at once.
@@ -44,7 +47,7 @@ enum Format {
     Jsonl,
 }
 
-/// Pages through the readings, from the daemon or from the store itself.
+/// Pages through the readings, from the daemon, or from the files when none runs.
 pub async fn readings(settings: &Settings, asked: ReadingsArguments) -> anyhow::Result<ExitCode> {
     let zone = settings.site.timezone;
     let mut query = ReadingQuery {
@@ -54,75 +57,77 @@ pub async fn readings(settings: &Settings, asked: ReadingsArguments) -> anyhow::
         after: 0,
         limit: PAGE,
     };
-    let mut source = Source::open(settings).await?;
     let mut out = Writer::new(asked.format, zone);
-    loop {
-        let lines = source.page(&query).await?;
-        let Some(last) = lines.last() else { break };
-        query.after = last.0;
-        for (_, line) in &lines {
-            out.line(line)?;
-        }
+    let dir = &settings.gateway.data_dir;
+    match Daemon::connect(dir).await? {
+        Some(mut daemon) => loop {
+            let body = daemon.get(&page_of(&query)).await?;
+            let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            let before = query.after;
+            for line in lines {
+                out.line(line)?;
+                query.after = seq_of(line)?;
+            }
+            if query.after == before {
+                break;
+            }
+        },
+        None => from_files(dir, &query, &mut out)?,
     }
     out.end()?;
     Ok(ExitCode::SUCCESS)
 }
 
-enum Source {
-    Daemon(Daemon),
-    Store(std::sync::Arc<FileLedger>),
+/// Reads the files alone, each record verified: nothing is opened for writing, so that a query made by root leaves
+/// nothing behind that the daemon's own user could not use.
+fn from_files(dir: &Path, query: &ReadingQuery, out: &mut Writer) -> anyhow::Result<()> {
+    if !dir.join("ledger").exists() {
+        return no(format!("{}: nothing has been recorded here yet", dir.display()));
+    }
+    let (from, to) = (query.from.map(ms), query.to.map(ms));
+    let mut failure = None;
+    let report = scan(dir, &mut |record, line| {
+        let Some(reading) = &record.facts.reading else { return Ok(()) };
+        let wanted = query.meter.as_ref().is_none_or(|meter| meter.as_str() == reading.meter)
+            && from.is_none_or(|from| reading.at_ms >= from)
+            && to.is_none_or(|to| reading.at_ms < to);
+        if wanted && let Err(error) = out.line(line) {
+            failure = Some(error);
+            return Err(io::ErrorKind::Other.into());
+        }
+        Ok(())
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let report = report?;
+    for fault in &report.faults {
+        eprintln!("warning: {fault}");
+    }
+    Ok(())
 }
 
-impl Source {
-    async fn open(settings: &Settings) -> anyhow::Result<Source> {
-        let dir = &settings.gateway.data_dir;
-        if let Some(daemon) = Daemon::connect(dir).await? {
-            return Ok(Source::Daemon(daemon));
-        }
-        if !dir.join("ledger").exists() {
-            return no(format!("{}: nothing has been recorded here yet", dir.display()));
-        }
-        let (ledger, incidents) = FileLedger::open(
-            dir,
-            crate::ledger::Options { now: SystemClock::new().wall(), ..Default::default() },
-        )?;
-        for incident in incidents {
-            eprintln!("warning: {incident}");
-        }
-        Ok(Source::Store(ledger))
-    }
+/// Milliseconds at or after the moment: what the records know.
+fn ms(at: Utc) -> i64 {
+    at.timestamp_millis() + i64::from(!at.timestamp_subsec_nanos().is_multiple_of(1_000_000))
+}
 
-    async fn page(&mut self, query: &ReadingQuery) -> anyhow::Result<Vec<(u64, Vec<u8>)>> {
-        let lines: Vec<Vec<u8>> = match self {
-            Source::Store(ledger) => {
-                ledger.readings(query)?.into_iter().map(|line| line.bytes.to_vec()).collect()
-            }
-            Source::Daemon(daemon) => {
-                let mut path = format!("/api/v1/readings?after={}&limit={}", query.after, query.limit);
-                for (name, at) in [("from", query.from), ("to", query.to)] {
-                    if let Some(at) = at {
-                        path = format!("{path}&{name}={}", rfc3339(at));
-                    }
-                }
-                if let Some(meter) = &query.meter {
-                    path = format!("{path}&meter={meter}");
-                }
-                let body = daemon.get(&path).await?;
-                body.split(|byte| *byte == b'\n')
-                    .filter(|line| !line.is_empty())
-                    .map(<[u8]>::to_vec)
-                    .collect()
-            }
-        };
-        lines
-            .into_iter()
-            .map(|line| {
-                let value: Value = serde_json::from_slice(&line)?;
-                let seq = value.get("seq").and_then(Value::as_u64).unwrap_or_default();
-                Ok((seq, line))
-            })
-            .collect()
+fn page_of(query: &ReadingQuery) -> String {
+    let mut path = format!("/api/v1/readings?after={}&limit={}", query.after, query.limit);
+    for (name, at) in [("from", query.from), ("to", query.to)] {
+        if let Some(at) = at {
+            path = format!("{path}&{name}={}", rfc3339(at));
+        }
     }
+    match &query.meter {
+        Some(meter) => format!("{path}&meter={meter}"),
+        None => path,
+    }
+}
+
+fn seq_of(line: &[u8]) -> anyhow::Result<u64> {
+    let value: Value = serde_json::from_slice(line)?;
+    Ok(value.get("seq").and_then(Value::as_u64).unwrap_or_default())
 }
 
 struct Writer {

@@ -83,6 +83,14 @@ pub fn export(
     Ok(report)
 }
 
+/// Hands out every record that proves itself, in order; what is damaged is left out and reported.
+pub fn scan(
+    data_dir: &Path,
+    each: &mut dyn FnMut(&Verified, &[u8]) -> io::Result<()>,
+) -> Result<Report, LedgerError> {
+    walk(&RealDisk, data_dir, 1, None, &mut |_, _| (), each)
+}
+
 fn load(disk: &dyn Disk, dir: &Path) -> Result<Meta, LedgerError> {
     let missing = || io_error(&dir.join("ledger.json"))(io::ErrorKind::NotFound.into());
     Meta::load(disk, dir)?.ok_or_else(missing)

@@ -43,15 +43,15 @@ use own::RESPONSE_SCHEMA;
 /// At least so long between two of them: several things change at once when something happens.
 const STATUS_DEBOUNCE: Duration = Duration::from_secs(1);
 /// How long the last acknowledgements are waited for at shutdown.
-const LAST_ACKS: Duration = Duration::from_secs(3);
+const LAST_ACKS: Duration = Duration::from_millis(1500);
 /// How long the offline message and the goodbye may take after that.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_millis(400);
 /// The loop turns at least so often: `last_turn` is what health is judged by.
 const TURN: Duration = Duration::from_secs(10);
 /// systemd's directory of credentials.
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
-/// Publishes until `shutdown`, then says goodbye; that takes five seconds at most.
+/// Publishes until `shutdown`, then says goodbye; that takes two seconds at most: the daemon promises five for its whole end.
 pub async fn run(context: Context) {
     Driver::new(context).run().await;
 }
