@@ -27,7 +27,7 @@ use crate::{
     config::{self, Bus, Meter, Settings},
     console::{self, Console},
     identity::Identity,
-    ledger::{self, Cursor, FileLedger, Ledger, SharedLedger},
+    ledger::{self, Cursor, FileLedger, Ledger, Pruned, SharedLedger},
     model::{BusId, Draft, Reading, Slots, Utc, rfc3339},
     pipeline::{self, BusJudge, READINGS_QUEUE},
     profile,
@@ -296,10 +296,13 @@ impl Daemon {
             let files = Arc::clone(&self.files);
             let ledger = &self.telemetry.ledger;
             let free = ledger.cursor(Cursor::Acknowledged).min(ledger.cursor(Cursor::Confirmed));
-            tokio::task::spawn_blocking(move || match files.prune(before, free) {
-                Ok(removed) if removed.is_empty() => {}
-                Ok(removed) => tracing::info!(segments = removed.len(), "old segments removed"),
-                Err(error) => tracing::warn!(%error, "old segments could not be removed"),
+            let (ledger, clock): (_, Arc<dyn Clock>) = (Arc::clone(ledger), self.clock.clone());
+            tokio::spawn(async move {
+                match tokio::task::spawn_blocking(move || files.prune(before, free)).await {
+                    Ok(Ok(removed)) => tell_of_retention(&ledger, &clock, &removed).await,
+                    Ok(Err(error)) => tracing::warn!(%error, "old segments could not be removed"),
+                    Err(error) => tracing::error!(%error, "retention has failed"),
+                }
             });
         }
         ill.is_none()
@@ -369,6 +372,25 @@ impl Daemon {
         let _ = std::fs::remove_file(settings.gateway.data_dir.join(SOCKET));
         self.files.close();
         tracing::info!(seq = self.files.head().borrow().seq, "stopped");
+    }
+}
+
+/// One `change` record for each run of records that retention has removed.
+async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, removed: &[Pruned]) {
+    let drafts: Vec<Draft> = Pruned::runs(removed)
+        .into_iter()
+        .map(|(segments, run)| {
+            tracing::info!(segments, seq = run.first, to = run.last, "old segments removed");
+            let mut fields = Map::new();
+            fields.insert("segments".into(), segments.into());
+            fields.insert("first_seq".into(), run.first.into());
+            fields.insert("last_seq".into(), run.last.into());
+            fields.insert("last_hash".into(), run.last_hash.into());
+            Draft::change("retention", fields, clock.wall(), clock.state())
+        })
+        .collect();
+    if !drafts.is_empty() {
+        pipeline::append(ledger, drafts).await;
     }
 }
 

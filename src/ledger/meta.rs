@@ -31,6 +31,24 @@ pub struct Pruned {
     pub last_hash: String,
 }
 
+impl Pruned {
+    /// Ranges in sequence order, neighbours merged; with each, how many it was made of.
+    pub fn runs(ranges: &[Pruned]) -> Vec<(u64, Pruned)> {
+        let mut runs: Vec<(u64, Pruned)> = Vec::new();
+        for range in ranges {
+            match runs.last_mut() {
+                Some((count, before)) if before.last + 1 == range.first => {
+                    *count += 1;
+                    before.last = range.last;
+                    before.last_hash.clone_from(&range.last_hash);
+                }
+                _ => runs.push((1, range.clone())),
+            }
+        }
+        runs
+    }
+}
+
 /// What the ledger knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -74,17 +92,7 @@ impl Meta {
     pub fn note(&mut self, range: Pruned) {
         self.pruned.push(range);
         self.pruned.sort_by_key(|range| range.first);
-        let mut merged: Vec<Pruned> = Vec::new();
-        for range in self.pruned.drain(..) {
-            match merged.last_mut() {
-                Some(before) if before.last + 1 == range.first => {
-                    before.last = range.last;
-                    before.last_hash = range.last_hash;
-                }
-                _ => merged.push(range),
-            }
-        }
-        self.pruned = merged;
+        self.pruned = Pruned::runs(&self.pruned).into_iter().map(|(_, range)| range).collect();
     }
 
     /// The removed range that `seq` lies in.
@@ -173,6 +181,10 @@ mod tests {
             prev_hash: format!("h{}", first - 1),
             last_hash: format!("h{last}"),
         };
+        assert_eq!(
+            Pruned::runs(&[range(1, 5), range(6, 10), range(12, 13)]),
+            [(2, range(1, 10)), (1, range(12, 13))]
+        );
         for part in [range(1, 5), range(11, 20), range(6, 10)] {
             meta.note(part);
         }

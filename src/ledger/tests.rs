@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Cursor, FileLedger, Ledger, LedgerError, Line, MemoryLedger, Options, ReadingQuery,
+    Cursor, FileLedger, Ledger, LedgerError, Line, MemoryLedger, Options, Pruned, ReadingQuery,
     audit::{Report, audit, audit_on, export},
     disk::sim::{Fault, SimDisk},
 };
@@ -387,6 +387,43 @@ fn retention_removes_whole_old_segments_and_nothing_that_is_needed() {
     let kept = all(&*ledger);
     let a = ledger.latest(&"A".parse().unwrap()).unwrap();
     assert!(a.is_none_or(|line| kept.contains(&line)));
+}
+
+#[test]
+fn retention_that_fails_half_way_says_what_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = SimDisk::new(1);
+    let disk = sim.mount();
+    let (ledger, _) = FileLedger::open(dir.path(), Options { disk: disk.clone(), ..small(1500) }).unwrap();
+    fill(&*ledger, 60);
+    let lines = all(&*ledger);
+    sim.inject(Fault::ReadOnly, 1);
+    assert!(ledger.prune(at(1000), 60).is_err(), "nothing was removed");
+    assert_eq!(all(&*ledger), lines);
+    let before = sim.changes();
+    let mut removed = ledger.prune(at(1000), 20).unwrap();
+    let each = (sim.changes() - before) / removed.len() as u64;
+    assert!(each > 3);
+    sim.stop_after(each + each - 1);
+    let more = ledger.prune(at(1000), 40).unwrap();
+    assert_eq!(more.len(), 2, "the second was noted, its file not removed for certain");
+    assert!(ledger.incidents().iter().any(|incident| incident.contains("half way")));
+    removed.extend(more);
+    let (runs, last) = (Pruned::runs(&removed), removed.last().unwrap().last);
+    assert_eq!(runs.len(), 1);
+    let hash = format!("\"prev\":\"{}\"", runs[0].1.last_hash);
+    let next = &lines[usize::try_from(last).unwrap()];
+    assert!(
+        std::str::from_utf8(&next.bytes).unwrap().contains(&hash),
+        "the next record names the last removed one"
+    );
+    sim.crash(7);
+    ledger.close();
+    let disk = sim.mount();
+    let (again, _) = FileLedger::open(dir.path(), Options { disk: disk.clone(), ..small(1500) }).unwrap();
+    assert_eq!(again.first(), last + 1);
+    assert_eq!(all(&*again), lines[usize::try_from(last).unwrap()..]);
+    assert_eq!(audit_on(&*disk, dir.path(), 1, None, &mut |_, _| ()).unwrap().faults, Vec::<String>::new());
 }
 
 #[test]

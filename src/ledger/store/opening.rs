@@ -161,6 +161,8 @@ fn scan_open(
     reports: &mut Vec<String>,
 ) -> Result<(Summary, u64), LedgerError> {
     let path = segment_path(dir, first);
+    // Who wrote it may have died before its sync: what is read here is served, and must not go with the next power cut.
+    disk.open_append(&path).and_then(|file| file.sync()).map_err(io_error(&path))?;
     let scan = segments::scan(&**disk, &path, first, Seq::MAX, bytes, prev)?;
     let segments::Scan { mut summary, mut good, unterminated, tail } = scan;
     reports.extend(summary.header.damage.iter().cloned());

@@ -16,11 +16,25 @@ use super::{
 use crate::model::{Seq, Utc};
 
 impl FileLedger {
-    /// Retention: removes whole sealed segments whose records are all older than `before` and not beyond `keep_after`
-    /// (the least cursor that still needs them). One that holds a billing read, a handover or damage stays. Blocks.
+    /// Removes whole sealed segments whose records are all older than `before` and not beyond `keep_after` (the least
+    /// cursor that still needs them). One that holds a billing read, a handover or damage stays. Blocks.
+    ///
+    /// Returns one range per removed segment, in order ([`Pruned::runs`] merges them): what a record of it has to say.
+    /// Where it fails half way, what was removed is still returned, and the failure is an incident.
     pub fn prune(&self, before: Utc, keep_after: Seq) -> Result<Vec<Pruned>, LedgerError> {
-        let mut meta = lock(&self.shared.meta);
         let mut removed = Vec::new();
+        match self.prune_into(before, keep_after, &mut removed) {
+            Err(error) if removed.is_empty() => Err(error),
+            Err(error) => {
+                self.shared.report(format!("retention stopped half way: {error}"));
+                Ok(removed)
+            }
+            Ok(()) => Ok(removed),
+        }
+    }
+
+    fn prune_into(&self, before: Utc, keep_after: Seq, removed: &mut Vec<Pruned>) -> Result<(), LedgerError> {
+        let mut meta = lock(&self.shared.meta);
         let candidates: Vec<Arc<Sealed>> = self.shared.state().sealed.values().cloned().collect();
         for sealed in candidates.iter().take_while(|sealed| sealed.last <= keep_after) {
             let Some(known) = self.shared.header(sealed)? else { continue };
@@ -48,11 +62,11 @@ impl FileLedger {
                     }
                 }
             }
+            removed.push(range); // from here on it is gone, whatever becomes of its file
             self.shared.disk.remove(&sealed.path).map_err(io_error(&sealed.path))?;
             sync_dir(&*self.shared.disk, &self.shared.dir)?;
             self.shared.with_index(|index| index.forget(sealed.first));
-            removed.push(range);
         }
-        Ok(removed)
+        Ok(())
     }
 }

@@ -73,14 +73,14 @@ struct State {
     mount: u64,
     locks: BTreeSet<PathBuf>,
     faults: Vec<(Fault, u32)>,
-    /// Changes until the power goes.
+    /// Changes until nothing works any more.
     left: Option<u64>,
     changes: u64,
     capacity: u64,
 }
 
 impl State {
-    /// Whether an operation takes place: the mount lives, the power is on, no fault was asked for.
+    /// Whether an operation takes place: the mount lives, it was not stopped, no fault was asked for.
     fn admit(&mut self, mount: u64, kind: Kind) -> Result<(), Refusal> {
         if mount != self.mount {
             return Err(Refusal::Dead);
@@ -114,7 +114,7 @@ enum Refusal {
 impl From<Refusal> for io::Error {
     fn from(refusal: Refusal) -> io::Error {
         match refusal {
-            Refusal::Dead => io::Error::other("the power is gone"),
+            Refusal::Dead => io::Error::other("the disk is gone"),
             Refusal::Fault(fault) => fault.error(),
         }
     }
@@ -162,6 +162,7 @@ impl SimDisk {
         let mut state = self.state();
         state.mount += 1;
         state.locks.clear();
+        state.left = None;
         state.medium.forget_nameless();
     }
 
@@ -175,14 +176,15 @@ impl SimDisk {
         state.medium.crash(&mut Rng::with_seed(seed));
     }
 
-    /// After so many more changes the power is gone, in the middle of whatever is under way; then call `crash`.
-    pub fn power_off_after(&self, changes: u64) {
+    /// After so many more changes nothing works any more, in the middle of whatever is under way. What it was is said by
+    /// what is called then: `crash`, or `kill` when only the process has died.
+    pub fn stop_after(&self, changes: u64) {
         self.state().left = Some(changes);
     }
 
-    /// Whether the power is still on.
-    pub fn has_power(&self) -> bool {
-        self.state().left != Some(0)
+    /// Whether it has come to that.
+    pub fn has_stopped(&self) -> bool {
+        self.state().left == Some(0)
     }
 
     /// The next `times` operations that `fault` concerns fail.
