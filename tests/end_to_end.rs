@@ -161,7 +161,7 @@ async fn billing_has_what_the_meters_showed() {
     );
     let listed = gateway.cli(&["readings", "--format", "jsonl", "--meter", "N-3"]);
     let of_meter = accounts.values().filter(|record| record["meter"] == "N-3").count();
-    assert!(of_meter >= 3 && listed.stdout.iter().filter(|byte| **byte == b'\n').count() == of_meter);
+    assert!(of_meter >= 3 && String::from_utf8(listed.stdout).unwrap().lines().count() == of_meter);
     let proof = gateway.cli(&["ledger", "verify"]);
     assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
 
