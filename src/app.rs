@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, MeterPlan, Now},
+    bus::{BusHealth, BusTask, Cycle, DemandRequest, MeterPlan, Now, RealPorts},
     clock::{Clock, SystemClock},
     commands,
     config::{self, Bus, Meter, Settings},
@@ -492,6 +492,7 @@ fn start_publisher(
         inventory: inventory_seen,
         state,
         shutdown: down,
+        broker: Arc::new(publish::RealBroker),
     }));
     let (console, telemetry) = (Arc::clone(console), Arc::clone(telemetry));
     tokio::spawn(async move {
@@ -611,6 +612,7 @@ impl Keeper {
             cycle: Cycle::new(plans, now),
             judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
             clock,
+            ports: Arc::new(RealPorts),
             demands,
             readings: self.readings.clone(),
             health: Arc::clone(&self.health),

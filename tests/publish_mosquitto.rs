@@ -16,7 +16,7 @@ use memory_ledger::{LEDGER_ID, MemoryLedger};
 use meter_gateway::{
     config::{Confirm, Mqtt, MqttVersion, Tls},
     ledger::{Cursor, Ledger},
-    publish::{Context, Incoming, Inventory, Outgoing, PublisherState, Response, Topics, run},
+    publish::{Context, Incoming, Inventory, Outgoing, PublisherState, RealBroker, Response, Topics, run},
 };
 use mosquitto::Mosquitto;
 use rumqttc::QoS;
@@ -72,6 +72,7 @@ impl Gateway {
             inventory: inventory_rx,
             state: state_tx,
             shutdown: shutdown_rx,
+            broker: Arc::new(RealBroker),
         };
         Gateway {
             task: tokio::spawn(run(context)),

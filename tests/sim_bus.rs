@@ -16,7 +16,7 @@ use std::{
 use futures_util::future::join_all;
 use meter_gateway::{
     app::meter_plan,
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, Now, SerialPort},
+    bus::{BusHealth, BusTask, Cycle, DemandRequest, Now, RealPorts, SerialPort},
     clock::{Clock, SystemClock},
     config::{Bus, Link, Meter},
     ledger::{MemoryLedger, SharedLedger},
@@ -140,6 +140,7 @@ impl Bench {
             judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
             bus,
             clock,
+            ports: Arc::new(RealPorts),
             demands: asked,
             readings: sender,
             health: Arc::clone(&health),

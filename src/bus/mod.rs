@@ -13,5 +13,5 @@ pub use cycle::{
 };
 pub use line::{Frames, Line, Traced};
 pub use modbus::ModbusClient;
-pub use port::{Port, SerialPort, open};
+pub use port::{Port, Ports, RealPorts, SerialPort};
 pub use task::{BusHealth, BusTask, DemandRequest, Judge, Judgement, MeterHealth, connect};

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use rustix::termios::{self, ControlModes, OptionalActions, QueueSelector, SpecialCodeIndex};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
@@ -35,19 +36,33 @@ pub trait Port: AsyncRead + AsyncWrite + Send + Unpin {
 /// How long a TCP peer may take to accept a connection: a serial server on a slow site network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Opens whatever the link says. Errors name the place and the remedy.
-pub async fn open(link: &Link) -> io::Result<Box<dyn Port>> {
-    match link {
-        Link::Serial { device, wire } => Ok(Box::new(SerialPort::open(device, *wire)?)),
-        Link::Tcp { address } | Link::SerialOverTcp { address, .. } => {
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address.as_str()))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 5 s"))
-                .flatten()
-                .map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
-        }
+/// Where lines come from.
+pub trait Ports: Send + Sync {
+    /// Opens whatever the link says. Errors name the place and the remedy.
+    fn open<'a>(&'a self, link: &'a Link) -> BoxFuture<'a, io::Result<Box<dyn Port>>>;
+}
+
+/// The serial devices and the network of this machine.
+pub struct RealPorts;
+
+impl Ports for RealPorts {
+    fn open<'a>(&'a self, link: &'a Link) -> BoxFuture<'a, io::Result<Box<dyn Port>>> {
+        Box::pin(async move {
+            match link {
+                Link::Serial { device, wire } => {
+                    Ok(Box::new(SerialPort::open(device, *wire)?) as Box<dyn Port>)
+                }
+                Link::Tcp { address } | Link::SerialOverTcp { address, .. } => {
+                    let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address.as_str()))
+                        .await
+                        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection within 5 s"))
+                        .flatten()
+                        .map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))?;
+                    stream.set_nodelay(true)?;
+                    Ok(Box::new(stream) as Box<dyn Port>)
+                }
+            }
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
     line::{Frames, Line, Traced},
     modbus::ModbusClient,
-    port,
+    port::Ports,
 };
 use crate::{
     clock::Clock,
@@ -109,6 +109,8 @@ pub struct BusTask {
     pub judge: Box<dyn Judge>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Where its line comes from.
+    pub ports: Arc<dyn Ports>,
     /// Reads that somebody wants now.
     pub demands: mpsc::Receiver<DemandRequest>,
     /// Final readings, in order.
@@ -120,13 +122,13 @@ pub struct BusTask {
 }
 
 /// Opens a bus's line and puts a client on it.
-pub async fn connect(bus: &Bus, clock: &Arc<dyn Clock>) -> io::Result<ModbusClient> {
+pub async fn connect(bus: &Bus, ports: &dyn Ports, clock: &Arc<dyn Clock>) -> io::Result<ModbusClient> {
     let frames = match bus.link {
         Link::Tcp { .. } => Frames::Tcp,
         Link::Serial { .. } | Link::SerialOverTcp { .. } => Frames::Rtu,
     };
     let pace = bus.link.pace();
-    let port = port::open(&bus.link).await?;
+    let port = ports.open(&bus.link).await?;
     Ok(ModbusClient::new(Line::new(port, frames, pace, Arc::clone(clock)), frames, pace))
 }
 
@@ -153,7 +155,7 @@ impl BusTask {
         while !*self.shutdown.borrow() {
             self.tell(|health| health.progress += 1);
             if client.is_none() && Instant::now() >= reopen_at {
-                match connect(&self.bus, &self.clock).await {
+                match connect(&self.bus, self.ports.as_ref(), &self.clock).await {
                     Ok(opened) => {
                         client = Some(opened);
                         self.note_up();
@@ -195,9 +197,10 @@ impl BusTask {
                         time
                     };
                     tokio::select! {
-                        () = sleep(time) => {}
-                        Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
+                        biased;
                         _ = self.shutdown.changed() => {}
+                        Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
+                        () = sleep(time) => {}
                     }
                 }
             }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{client::Daemon, no};
 use crate::{
     app::meter_plan,
-    bus::{Action, Cycle, Demand, Judge, Judgement, Now, connect},
+    bus::{Action, Cycle, Demand, Judge, Judgement, Now, RealPorts, connect},
     clock::{Clock, SystemClock},
     config::Settings,
     ledger::{MemoryLedger, SharedLedger},
@@ -61,7 +61,7 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
     let Some(meter) = found.cloned() else { return no("no such meter") };
     let Some(bus) = settings.buses.iter().find(|bus| bus.id == meter.bus) else { return no("no such bus") };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let mut client = match connect(bus, &clock).await {
+    let mut client = match connect(bus, &RealPorts, &clock).await {
         Ok(client) => client,
         Err(error) => return no(format!("bus `{}`: {error}", bus.id)),
     };

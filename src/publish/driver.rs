@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     future::pending,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     credentials::{self, CredentialError},
-    mqtt::{Link, LinkEvent, Message, Offer},
+    link::{Broker, Link, LinkEvent, Message, Offer},
     session::{Action, Event, Session, Tag},
     topics::Topics,
 };
@@ -69,7 +70,8 @@ struct Driver {
     state: watch::Sender<PublisherState>,
     shutdown: watch::Receiver<bool>,
     session: Session,
-    link: Option<Link>,
+    broker: Arc<dyn Broker>,
+    link: Option<Box<dyn Link>>,
     number: Option<u64>,
     own: VecDeque<Message>,
     announced: BTreeMap<MeterId, Bytes>,
@@ -85,7 +87,8 @@ struct Driver {
 
 impl Driver {
     fn new(context: Context) -> Driver {
-        let Context { settings, names, ledger, inbox, events, status, inventory, state, shutdown } = context;
+        let Context { settings, names, ledger, inbox, events, status, inventory, state, shutdown, broker } =
+            context;
         let now = Instant::now();
         let mut head = ledger.head();
         let last = head.borrow_and_update().seq;
@@ -106,6 +109,7 @@ impl Driver {
             state,
             shutdown,
             session,
+            broker,
             link: None,
             number: None,
             own: VecDeque::new(),
@@ -160,7 +164,9 @@ impl Driver {
                 None => pending().await,
             }
         };
+        // In this order, so that the same events always lead to the same decisions.
         tokio::select! {
+            biased;
             event = link => self.hear(event),
             () = changed(&mut self.head) => {
                 let head = self.head.borrow_and_update().seq;
@@ -192,7 +198,7 @@ impl Driver {
 
     fn connect(&mut self) {
         match self.offer() {
-            Ok(offer) => self.link = Some(Link::open(offer)),
+            Ok(offer) => self.link = Some(self.broker.connect(offer)),
             Err(error) => self.lose(&error.to_string()),
         }
     }

@@ -1,16 +1,20 @@
 //! From the ledger to the broker, and the receipts and commands that come back.
 //!
-//! `topics` and `payload` say what is on the wire, `session` decides, `driver` performs through `mqtt`, the one door to
-//! the client crate; `credentials` reads the files that a connection needs. The ledger's cursors are the only memory of
+//! `topics` and `payload` say what is on the wire, `session` decides, `driver` performs over a `link`; `mqtt` makes real
+//! ones and is the one door to the client crate; `credentials` reads the files that a connection needs. The ledger's cursors are the only memory of
 //! what is still to be sent.
 
 mod credentials;
 mod driver;
+mod link;
 mod mqtt;
 mod payload;
 mod session;
 mod topics;
 
 pub use driver::{Context, Incoming, Inventory, Outgoing, PublisherState, run};
+pub use link::{Broker, Link, LinkEvent, Message, Offer};
+pub use mqtt::RealBroker;
 pub use payload::{Command, PayloadError, Receipt, Rejected, Response, describe};
+pub use session::Verdict;
 pub use topics::Topics;

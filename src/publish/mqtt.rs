@@ -1,12 +1,12 @@
 //! The door to rumqttc, and the only file that names it: one connection attempt, of either protocol version.
 //!
-//! A [`Link`] is a client *and* an event loop of its own, used once: the loop of a second attempt would remember packets
-//! and events of the first. One task does nothing but poll the loop and forward; dropping the link ends it. Decides
+//! A [`Connection`] is a client *and* an event loop of its own, used once: the loop of a second attempt would remember packets
+//! and events of the first. One task does nothing but poll the loop and forward; dropping it ends it. Decides
 //! nothing: what the events mean is the session's business.
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use rumqttc::{
     AsyncClient, Event as V4Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
     Packet as V4Packet, QoS, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, v5,
@@ -19,6 +19,7 @@ use rustls::ClientConfig;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
+    link::{Broker, Link, LinkEvent, Message, Offer},
     payload::MAX_PACKET_BYTES,
     session::{Verdict, WINDOW},
 };
@@ -41,119 +42,55 @@ const CONTENT_TYPE: &str = "application/json";
 /// MQTT 3.1.1 brokers do not tell their packet limit, and MQTT 5 ones need not.
 const UNLIMITED: u32 = u32::MAX;
 
-/// What a connection needs, read afresh for each attempt.
-pub struct Offer {
-    /// Name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// Protocol.
-    pub version: MqttVersion,
-    /// At the broker.
-    pub client_id: String,
-    /// User name and password.
-    pub login: Option<(String, String)>,
-    /// For `mqtts://`.
-    pub tls: Option<Arc<ClientConfig>>,
-    /// What the broker says, retained, when we vanish.
-    pub will: Message,
-}
-
-/// One message to be published with QoS 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// Whole topic.
-    pub topic: String,
-    /// JSON, or empty to remove a retained message.
-    pub payload: Bytes,
-    /// Kept by the broker.
-    pub retain: bool,
-    /// User property `schema`.
-    pub schema: &'static str,
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub enum LinkEvent {
-    /// CONNACK.
-    Connected {
-        /// How many unacknowledged messages the broker takes.
-        receive_max: u16,
-        /// Bytes of the largest packet that it takes.
-        max_packet: u32,
-        /// Ours, unless the broker has its own idea.
-        keep_alive: Duration,
-    },
-    /// SUBACK: for each filter, in order, whether it was granted.
-    Subscribed(Vec<bool>),
-    /// A message left with this packet id.
-    Sent(u16),
-    /// The client holds a message back: its packet ids are used up.
-    Collision(u16),
-    /// PUBACK.
-    Acknowledged(u16, Verdict),
-    /// Somebody published to us.
-    Message {
-        /// Whole topic.
-        topic: String,
-        /// Whatever it is.
-        payload: Bytes,
-        /// It was kept by the broker.
-        retained: bool,
-    },
-    /// Any other sign of life.
-    Heard,
-    /// The end of this link.
-    Failed(String),
-}
-
 enum Client {
     V311(AsyncClient),
     V5(v5::AsyncClient),
 }
 
-/// One connection attempt and, if it succeeds, the connection.
-pub struct Link {
+/// Real connections to the broker of the offer.
+pub struct RealBroker;
+
+impl Broker for RealBroker {
+    fn connect(&self, offer: Offer) -> Box<dyn Link> {
+        let (tx, events) = mpsc::channel(EVENTS);
+        let (client, pump) = match offer.version {
+            MqttVersion::V311 => open_v311(offer, tx),
+            MqttVersion::V5 => open_v5(offer, tx),
+        };
+        Box::new(Connection { client, pump, events, max_packet: MAX_PACKET_BYTES })
+    }
+}
+
+struct Connection {
     client: Client,
     pump: JoinHandle<()>,
     events: mpsc::Receiver<LinkEvent>,
     max_packet: usize,
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.pump.abort();
     }
 }
 
-impl Link {
-    /// Starts an attempt; how it goes comes as events.
-    pub fn open(offer: Offer) -> Link {
-        let (tx, events) = mpsc::channel(EVENTS);
-        let (client, pump) = match offer.version {
-            MqttVersion::V311 => open_v311(offer, tx),
-            MqttVersion::V5 => open_v5(offer, tx),
-        };
-        Link { client, pump, events, max_packet: MAX_PACKET_BYTES }
+impl Link for Connection {
+    fn event(&mut self) -> BoxFuture<'_, LinkEvent> {
+        Box::pin(async {
+            let event = self.events.recv().await;
+            let event = event.unwrap_or_else(|| LinkEvent::Failed("the connection's task has ended".into()));
+            if let LinkEvent::Connected { max_packet, .. } = event {
+                self.max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX).min(MAX_PACKET_BYTES);
+            }
+            event
+        })
     }
 
-    /// The next event. Cancelling loses nothing.
-    pub async fn event(&mut self) -> LinkEvent {
-        let event = self.events.recv().await;
-        let event = event.unwrap_or_else(|| LinkEvent::Failed("the connection's task has ended".into()));
-        if let LinkEvent::Connected { max_packet, .. } = event {
-            self.max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX).min(MAX_PACKET_BYTES);
-        }
-        event
-    }
-
-    /// Bytes of the largest payload that the broker and the client take on `topic`.
-    pub fn max_payload(&self, topic: &str) -> usize {
+    fn max_payload(&self, topic: &str) -> usize {
         self.max_packet.saturating_sub(PACKET_OVERHEAD + topic.len())
     }
 
-    /// Hands a message to the client; false when it does not take it.
-    pub fn publish(&self, message: Message) -> bool {
+    fn publish(&self, message: Message) -> bool {
         let Message { topic, payload, retain, schema } = message;
         match &self.client {
             Client::V311(client) => client.try_publish(topic, QoS::AtLeastOnce, retain, payload).is_ok(),
@@ -169,8 +106,7 @@ impl Link {
         }
     }
 
-    /// Subscribes to all of these with one packet; false when the client does not take it.
-    pub fn subscribe(&self, filters: Vec<String>) -> bool {
+    fn subscribe(&self, filters: Vec<String>) -> bool {
         match &self.client {
             Client::V311(client) => {
                 let filters = filters.into_iter().map(|f| SubscribeFilter::new(f, QoS::AtLeastOnce));
@@ -183,8 +119,7 @@ impl Link {
         }
     }
 
-    /// Says goodbye, so that the will is not published. The end comes as an event.
-    pub fn disconnect(&self) {
+    fn disconnect(&self) {
         let _ended_already = match &self.client {
             Client::V311(client) => client.try_disconnect().is_err(),
             Client::V5(client) => client.try_disconnect().is_err(),

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{
     super::{
-        mqtt::Message,
+        link::Message,
         payload::{self, Response, StatusFacts},
         session::Tag,
     },

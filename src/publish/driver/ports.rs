@@ -2,12 +2,13 @@
 //!
 //! Values and channels only; nothing here waits, decides or knows the broker.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::super::{
+    link::Broker,
     payload::{Command, Rejected, Response},
     topics::Topics,
 };
@@ -96,4 +97,6 @@ pub struct Context {
     pub state: watch::Sender<PublisherState>,
     /// Turns true once.
     pub shutdown: watch::Receiver<bool>,
+    /// Where connections come from.
+    pub broker: Arc<dyn Broker>,
 }

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use super::{
     super::{
-        mqtt::Message,
+        link::Message,
         payload::{self, MAX_RECORDS, MAX_RECORDS_BYTES},
         session::Tag,
     },

@@ -1,0 +1,101 @@
+//! One connection to a broker as the driver sees it: what it is offered, what it takes, what it tells.
+//!
+//! `mqtt` makes real ones; a simulated broker takes its place in tests. Knows no client crate and decides nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::session::Verdict;
+use crate::config::MqttVersion;
+
+/// What a connection needs, read afresh for each attempt.
+pub struct Offer {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Protocol.
+    pub version: MqttVersion,
+    /// At the broker.
+    pub client_id: String,
+    /// User name and password.
+    pub login: Option<(String, String)>,
+    /// For `mqtts://`.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// What the broker says, retained, when we vanish.
+    pub will: Message,
+}
+
+/// One message to be published with QoS 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Whole topic.
+    pub topic: String,
+    /// JSON, or empty to remove a retained message.
+    pub payload: Bytes,
+    /// Kept by the broker.
+    pub retain: bool,
+    /// User property `schema`.
+    pub schema: &'static str,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// CONNACK.
+    Connected {
+        /// How many unacknowledged messages the broker takes.
+        receive_max: u16,
+        /// Bytes of the largest packet that it takes.
+        max_packet: u32,
+        /// Ours, unless the broker has its own idea.
+        keep_alive: Duration,
+    },
+    /// SUBACK: for each filter, in order, whether it was granted.
+    Subscribed(Vec<bool>),
+    /// A message left with this packet id.
+    Sent(u16),
+    /// The client holds a message back: its packet ids are used up.
+    Collision(u16),
+    /// PUBACK.
+    Acknowledged(u16, Verdict),
+    /// Somebody published to us.
+    Message {
+        /// Whole topic.
+        topic: String,
+        /// Whatever it is.
+        payload: Bytes,
+        /// It was kept by the broker.
+        retained: bool,
+    },
+    /// Any other sign of life.
+    Heard,
+    /// The end of this link.
+    Failed(String),
+}
+
+/// One connection attempt and, if it succeeds, the connection. Dropped, it is gone.
+pub trait Link: Send {
+    /// The next event. Cancelling loses nothing.
+    fn event(&mut self) -> BoxFuture<'_, LinkEvent>;
+
+    /// Bytes of the largest payload that the broker and the client take on `topic`.
+    fn max_payload(&self, topic: &str) -> usize;
+
+    /// Hands a message to the client; false when it does not take it.
+    fn publish(&self, message: Message) -> bool;
+
+    /// Subscribes to all of these with one packet; false when the client does not take it.
+    fn subscribe(&self, filters: Vec<String>) -> bool;
+
+    /// Says goodbye, so that the will is not published. The end comes as an event.
+    fn disconnect(&self);
+}
+
+/// Where connections come from.
+pub trait Broker: Send + Sync {
+    /// Starts an attempt; how it goes comes as events.
+    fn connect(&self, offer: Offer) -> Box<dyn Link>;
+}
