@@ -12,6 +12,7 @@ mod rtu;
 mod site;
 mod tcp;
 mod values;
+mod virtual_line;
 
 use std::{
     fmt,
@@ -26,6 +27,7 @@ pub use line::{LineOptions, PtyLine};
 pub use meter::{Shown, SimMeter};
 pub use site::{Endpoint, SimSite, SiteError};
 pub use tcp::{PeerOptions, TcpFraming, TcpPeer};
+pub use virtual_line::{LineState, VirtualLine, VirtualLines};
 
 /// The meters of one bus, shared by the line that speaks for them and the test that plays with them.
 pub type Meters = Arc<Mutex<Vec<SimMeter>>>;

@@ -167,10 +167,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// One request, and what its answer needs in front.
-struct Asked {
-    header: Option<[u8; 4]>,
-    unit: u8,
-    pdu: Vec<u8>,
+pub(super) struct Asked {
+    pub header: Option<[u8; 4]>,
+    pub unit: u8,
+    pub pdu: Vec<u8>,
 }
 
 async fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
@@ -247,7 +247,7 @@ async fn exchange(
 }
 
 /// The frame of an answer, with the meter's faults.
-fn dress(asked: &Asked, mut pdu: Vec<u8>, delivery: &Delivery) -> Vec<u8> {
+pub(super) fn dress(asked: &Asked, mut pdu: Vec<u8>, delivery: &Delivery) -> Vec<u8> {
     let unit = delivery.unit(asked.unit);
     let Some(header) = asked.header else {
         let mut frame = rtu::frame(unit, &pdu);
@@ -264,12 +264,12 @@ fn dress(asked: &Asked, mut pdu: Vec<u8>, delivery: &Delivery) -> Vec<u8> {
     frame
 }
 
-fn from_rtu((unit, pdu): rtu::Request) -> Asked {
+pub(super) fn from_rtu((unit, pdu): rtu::Request) -> Asked {
     Asked { header: None, unit, pdu }
 }
 
 /// Takes one Modbus TCP request off the front; an error when what is there is none.
-fn take_mbap(received: &mut Vec<u8>) -> io::Result<Option<Asked>> {
+pub(super) fn take_mbap(received: &mut Vec<u8>) -> io::Result<Option<Asked>> {
     let Some(&[a, b, c, d, high, low]) = received.first_chunk::<MBAP>() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high, low]));
     // 3: unit, function, one byte. 254: unit and the longest PDU (V1.1b3, 4.1).

@@ -1,0 +1,306 @@
+//! A line in memory, under tokio's time: bytes arrive when they would on copper, and days pass in seconds.
+//!
+//! For simulations under a seed, where a pseudo-terminal would bring the machine's own time in. It never polls: what is
+//! due is looked up when somebody reads. It counts who talks into an answer, and how many have the line open at once.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{Meters, SimClock, TcpFraming, ask, hold, rtu, tcp};
+use crate::{
+    bus::{Port, Ports},
+    config::Link,
+    protocol::Wire,
+};
+
+/// Characters that arrive together, as from a UART with a small buffer.
+const CHUNK_CHARS: usize = 16;
+/// Answers that may be under way: a meter that is late for ever is asked again and again.
+const MAX_WAITING: usize = 64;
+
+/// What is wrong with the line itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LineState {
+    /// The adapter is pulled, or the peer gone.
+    pub unplugged: bool,
+    /// Everything that is sent comes back first.
+    pub echo: bool,
+}
+
+/// A line with meters on it.
+#[derive(Clone)]
+pub struct VirtualLine {
+    copper: Arc<Mutex<Copper>>,
+}
+
+struct Copper {
+    framing: TcpFraming,
+    wire: Wire,
+    meters: Meters,
+    clock: SimClock,
+    state: LineState,
+    /// Ports of an earlier generation have lost their line.
+    generation: u64,
+    open: usize,
+    received: Vec<u8>,
+    arriving: VecDeque<(Instant, Vec<u8>)>,
+    /// Until when a punctual answer is on the wire.
+    busy_until: Option<Instant>,
+    waker: Option<Waker>,
+    requests: u64,
+    collisions: u64,
+    most_open: usize,
+}
+
+impl VirtualLine {
+    /// A line at this speed. Behind Modbus TCP the frames take no time.
+    pub fn new(framing: TcpFraming, wire: Wire, meters: Meters, clock: SimClock) -> VirtualLine {
+        let copper = Copper {
+            framing,
+            wire,
+            meters,
+            clock,
+            state: LineState::default(),
+            generation: 0,
+            open: 0,
+            received: Vec::new(),
+            arriving: VecDeque::new(),
+            busy_until: None,
+            waker: None,
+            requests: 0,
+            collisions: 0,
+            most_open: 0,
+        };
+        VirtualLine { copper: Arc::new(Mutex::new(copper)) }
+    }
+
+    /// Whoever had it open is dead, and tokio's time may have begun anew.
+    pub fn restart(&self) {
+        hold(&self.copper).cut();
+    }
+
+    /// Changes what is wrong with it. Unplugging takes effect at once.
+    pub fn set(&self, state: LineState) {
+        let mut copper = hold(&self.copper);
+        if state.unplugged && !copper.state.unplugged {
+            copper.cut();
+        }
+        copper.state = state;
+    }
+
+    /// Its meters.
+    pub fn meters(&self) -> Meters {
+        Arc::clone(&hold(&self.copper).meters)
+    }
+
+    /// Requests that came.
+    pub fn requests(&self) -> u64 {
+        hold(&self.copper).requests
+    }
+
+    /// Requests that talked into a punctual answer.
+    pub fn collisions(&self) -> u64 {
+        hold(&self.copper).collisions
+    }
+
+    /// How many had the line open at once, at most.
+    pub fn most_open(&self) -> usize {
+        hold(&self.copper).most_open
+    }
+}
+
+impl fmt::Debug for VirtualLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VirtualLine")
+    }
+}
+
+impl Copper {
+    fn cut(&mut self) {
+        self.generation += 1;
+        self.open = 0;
+        self.received.clear();
+        self.arriving.clear();
+        self.busy_until = None;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        let now = Instant::now();
+        self.received.extend(bytes);
+        loop {
+            let asked = match self.framing {
+                TcpFraming::Rtu => rtu::take_read(&mut self.received).map(tcp::from_rtu),
+                TcpFraming::Tcp => tcp::take_mbap(&mut self.received).ok().flatten(),
+            };
+            let Some(asked) = asked else { return };
+            self.handle(&asked, bytes, now);
+        }
+    }
+
+    fn handle(&mut self, asked: &tcp::Asked, request: &[u8], now: Instant) {
+        self.requests += 1;
+        if self.busy_until.is_some_and(|until| until > now) {
+            self.collisions += 1;
+        }
+        let char_time = match self.framing {
+            TcpFraming::Rtu => self.wire.char_time(),
+            TcpFraming::Tcp => Duration::ZERO,
+        };
+        let chars = |count: usize| char_time * u32::try_from(count).unwrap_or(u32::MAX);
+        let end = now + chars(request.len());
+        if self.state.echo && self.framing == TcpFraming::Rtu {
+            self.arriving.push_back((end, request.to_vec()));
+        }
+        let answer = ask(&self.meters, asked.unit, &asked.pdu, self.clock.now());
+        if let Some((pdu, delivery)) = answer
+            && self.arriving.len() < MAX_WAITING
+        {
+            let frame = tcp::dress(asked, pdu, &delivery);
+            let start = end + delivery.think;
+            if !delivery.late {
+                self.busy_until = Some(start + chars(frame.len()));
+            }
+            let mut sent = 0;
+            for chunk in frame.chunks(CHUNK_CHARS) {
+                sent += chunk.len();
+                self.arriving.push_back((start + chars(sent), chunk.to_vec()));
+            }
+        }
+        self.arriving.make_contiguous().sort_by_key(|(due, _)| *due);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn is_gone(&self, generation: u64) -> bool {
+        self.state.unplugged || self.generation != generation
+    }
+}
+
+struct VirtualPort {
+    line: VirtualLine,
+    generation: u64,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the device is gone")
+}
+
+impl Port for VirtualPort {
+    fn discard_input(&mut self) -> io::Result<()> {
+        let mut copper = hold(&self.line.copper);
+        if copper.is_gone(self.generation) {
+            return Err(gone());
+        }
+        let now = Instant::now();
+        copper.arriving.retain(|(due, _)| *due > now);
+        Ok(())
+    }
+}
+
+impl AsyncRead for VirtualPort {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let due = {
+                let mut copper = hold(&self.line.copper);
+                if copper.is_gone(self.generation) {
+                    return Poll::Ready(Err(gone()));
+                }
+                let due = copper.arriving.front().map(|(due, _)| *due);
+                if due.is_some_and(|due| due <= Instant::now())
+                    && let Some((due, mut bytes)) = copper.arriving.pop_front()
+                {
+                    let rest = bytes.split_off(bytes.len().min(buf.remaining()));
+                    buf.put_slice(&bytes);
+                    if !rest.is_empty() {
+                        copper.arriving.push_front((due, rest));
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                copper.waker = Some(cx.waker().clone());
+                due
+            };
+            let Some(due) = due else { return Poll::Pending };
+            let mut alarm = Box::pin(sleep_until(due));
+            if alarm.as_mut().poll(cx).is_pending() {
+                self.alarm = Some(alarm);
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl AsyncWrite for VirtualPort {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut copper = hold(&self.line.copper);
+        if copper.is_gone(self.generation) {
+            return Poll::Ready(Err(gone()));
+        }
+        copper.receive(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for VirtualPort {
+    fn drop(&mut self) {
+        let mut copper = hold(&self.line.copper);
+        if copper.generation == self.generation {
+            copper.open = copper.open.saturating_sub(1);
+        }
+    }
+}
+
+/// Virtual lines under the names of a configuration: device paths and addresses.
+#[derive(Debug, Clone, Default)]
+pub struct VirtualLines(pub BTreeMap<String, VirtualLine>);
+
+impl Ports for VirtualLines {
+    fn open<'a>(&'a self, link: &'a Link) -> BoxFuture<'a, io::Result<Box<dyn Port>>> {
+        let name = match link {
+            Link::Serial { device, .. } => device.display().to_string(),
+            Link::Tcp { address } | Link::SerialOverTcp { address, .. } => address.clone(),
+        };
+        Box::pin(async move {
+            let absent = || io::Error::new(io::ErrorKind::NotFound, format!("{name}: there is no such line"));
+            let line = self.0.get(&name).ok_or_else(absent)?;
+            let mut copper = hold(&line.copper);
+            if copper.state.unplugged {
+                return Err(absent());
+            }
+            copper.open += 1;
+            copper.most_open = copper.most_open.max(copper.open);
+            let port = VirtualPort { line: line.clone(), generation: copper.generation, alarm: None };
+            Ok(Box::new(port) as Box<dyn Port>)
+        })
+    }
+}
