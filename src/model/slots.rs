@@ -23,6 +23,10 @@ pub struct SlotError(u32);
 
 const DAY_SECS: u32 = 86_400;
 
+/// Farthest that a repeated slot lies beside its first: below 10 s, so that a boundary read stays within its minute.
+/// A prime, so that repetitions a round number apart differ.
+const MOST_BESIDE_MS: u64 = 9973;
+
 impl Slots {
     /// Slots every `interval_secs` (1 to 86 400) of local time in `zone`.
     pub fn new(zone: Tz, interval_secs: u32) -> Result<Slots, SlotError> {
@@ -54,6 +58,22 @@ impl Slots {
             }
             from = change;
         }
+    }
+
+    /// The next moment after `at` for a reading, when every slot up to `highest` may have its record already.
+    ///
+    /// Where the next unused slot is near, that one. After the wall clock was set back it may be hours or years away:
+    /// polling goes on, beside the slots, a little after each one, so that none gets a second record. `repetition`
+    /// keeps two repetitions of the same hours apart.
+    pub fn next_unused(self, at: Utc, highest: Option<Utc>, repetition: u64) -> Utc {
+        let unused = self.next_after(highest.map_or(at, |highest| highest.max(at)));
+        let interval = TimeDelta::seconds(i64::from(self.interval_secs));
+        if highest.is_none_or(|highest| highest <= at) || unused - at <= interval * 2 {
+            return unused;
+        }
+        let room = (u64::from(self.interval_secs) * 1000 - 1).min(MOST_BESIDE_MS);
+        let beside = i64::try_from(1 + repetition % room).map_or(TimeDelta::zero(), TimeDelta::milliseconds);
+        self.next_after(at - beside) + beside
     }
 
     /// The last slot at or before `at`.
