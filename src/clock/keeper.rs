@@ -163,7 +163,8 @@ impl Timekeeper {
                 self.end_stretch(house);
                 self.take_over();
                 let jumped = self.jumped;
-                let stretch = |open: Open| Stretch { from: open.from, to: open.to, offset: jumped - open.jumped };
+                let stretch =
+                    |open: Open| Stretch { from: open.from, to: open.to, offset: jumped - open.jumped };
                 let stretches = self.stretches.drain(..).map(stretch).collect();
                 self.events.push_back(ClockEvent::Trusted(stretches));
             }
