@@ -29,7 +29,7 @@ use crate::{
     identity::Identity,
     ledger::{self, Cursor, FileLedger, Ledger, Pruned, SharedLedger},
     model::{BusId, Draft, Reading, Slots, Utc, rfc3339},
-    pipeline::{self, BusJudge, READINGS_QUEUE},
+    pipeline::{self, BusJudge, READINGS_QUEUE, TimeTeller},
     profile,
     publish::{self, Incoming, Inventory, Outgoing, PublisherState, Topics},
     systemd,
@@ -141,7 +141,7 @@ struct Daemon {
     progress: HashMap<BusId, (u64, Instant)>,
     /// The last reload found a faulty configuration: the one on disk is not the one in force.
     refused: bool,
-    clock_asked: Instant,
+    timekeeping: JoinHandle<()>,
     pruned: Instant,
 }
 
@@ -175,7 +175,9 @@ impl Daemon {
         .await??;
         let ledger: SharedLedger = Arc::clone(&files) as _;
         let identity = Arc::new(Identity::load_or_create(&settings.gateway.data_dir)?);
+        let time = TimeTeller::new(Arc::clone(&dyn_clock), Arc::clone(&ledger));
         tell_of_the_past(&ledger, &settings, &dyn_clock, incidents).await;
+        let timekeeping = tokio::spawn(time.run());
 
         let (publisher_state, publisher_seen) = watch::channel(PublisherState::default());
         let telemetry = Arc::new(Telemetry {
@@ -226,7 +228,7 @@ impl Daemon {
             servers_stop,
             progress: HashMap::new(),
             refused: false,
-            clock_asked: Instant::now(),
+            timekeeping,
             pruned: Instant::now(),
         })
     }
@@ -284,11 +286,6 @@ impl Daemon {
             *now = extras;
             changed
         });
-        if self.clock_asked.elapsed() > Duration::from_secs(60) {
-            self.clock_asked = Instant::now();
-            let clock = Arc::clone(&self.clock);
-            tokio::spawn(async move { clock.refresh().await });
-        }
         if self.pruned.elapsed() > Duration::from_secs(3600) {
             self.pruned = Instant::now();
             let before =
@@ -360,6 +357,7 @@ impl Daemon {
         self.stop_buses().await;
         lock(&self.console.demands).clear();
         drop(self.readings);
+        self.timekeeping.abort();
         if timeout(LAST_RECORDS, &mut self.writer).await.is_err() {
             tracing::error!("records could not be stored before the end");
         }
@@ -607,9 +605,12 @@ impl Keeper {
         let now = Now { instant: Instant::now(), wall: clock.wall() };
         let plans =
             meters.iter().map(|meter| plan_of(meter, &self.bus, &self.settings, &ledger, now.wall)).collect();
+        let latest: Vec<Option<Utc>> =
+            meters.iter().map(|meter| pipeline::highest_slot(&ledger, &meter.id)).collect();
+        let repetition = ledger.head().borrow().seq;
         BusTask {
             bus: self.bus.clone(),
-            cycle: Cycle::new(plans, now),
+            cycle: Cycle::new(plans, now).recalling(&latest, repetition),
             judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
             clock,
             ports: Arc::new(RealPorts),

@@ -1,5 +1,9 @@
 //! The corridor: sweep → decode → validate → append. One judge for each bus, one writer for the house.
 
+mod time;
+
+pub use time::{TimeTeller, highest_slot};
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    model::{MeterId, Slots, Utc},
+    model::{MeterId, Slots, Utc, stepped},
     profile::{Planned, SharedProfile, split},
     protocol::{Outcome, Question, modbus::Read},
 };
@@ -33,10 +33,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const REFUSED_PAUSE: Duration = Duration::from_secs(3600);
 /// The serial number is read at start and once a day.
 const SERIAL_PAUSE: Duration = Duration::from_secs(24 * 3600);
-/// Slots of one meter that are told as missing one by one after a forward step of the clock.
-const MOST_MISSED_SLOTS: usize = 200;
-/// A slot farther away than its interval and this means that the wall clock was set back.
-const SET_BACK: chrono::TimeDelta = chrono::TimeDelta::hours(2);
 
 /// One meter as the bus sees it.
 #[derive(Debug, Clone)]
@@ -160,6 +156,8 @@ struct Meter {
     plan: MeterPlan,
     requests: Vec<Held>,
     next_slot: Option<Utc>,
+    /// The latest slot that has or will have a record: no slot up to it is ever scheduled again.
+    highest: Option<Utc>,
     due: Option<Utc>,
     failures: u32,
     paused_until: Option<Instant>,
@@ -200,6 +198,9 @@ pub struct Cycle {
     finished: VecDeque<Sweep>,
     line_up: bool,
     turns: u64,
+    looked: Now,
+    /// Tells one repetition of the same hours from another.
+    repetition: u64,
 }
 
 /// Demands that may wait on one bus: more than a person asks for, few enough to be served in seconds.
@@ -222,6 +223,7 @@ impl Cycle {
                 next_slot: plan
                     .slots
                     .map(|slots| plan.first_slot.unwrap_or_else(|| slots.next_after(now.wall))),
+                highest: None,
                 due: None,
                 failures: 0,
                 paused_until: None,
@@ -239,7 +241,26 @@ impl Cycle {
             finished: VecDeque::new(),
             line_up: true,
             turns: 0,
+            looked: now,
+            repetition: 0,
         }
+    }
+
+    /// What the ledger knows: the latest slot it holds of each meter, which may lie ahead of a clock that was set
+    /// back, and a number that grows with the ledger.
+    #[must_use]
+    pub fn recalling(mut self, latest: &[Option<Utc>], repetition: u64) -> Cycle {
+        self.repetition = repetition;
+        let now = self.looked.wall;
+        for (meter, latest) in self.meters.iter_mut().zip(latest) {
+            meter.highest = *latest;
+            if let (Some(slots), Some(latest), Some(next)) = (meter.plan.slots, latest, meter.next_slot)
+                && next <= *latest
+            {
+                meter.next_slot = Some(slots.next_unused(now, Some(*latest), repetition));
+            }
+        }
+        self
     }
 
     /// What to do now.
@@ -400,23 +421,40 @@ impl Cycle {
     }
 
     fn note_slots(&mut self, now: Now) {
+        let before = std::mem::replace(&mut self.looked, now);
+        let passed = now.instant.saturating_duration_since(before.instant);
+        if let Some(by) = stepped(before.wall, now.wall, passed) {
+            // Slots until the step came are due as ever; those that a forward step leapt over never were (one change
+            // record says so), and those that a backward step brings again have their records.
+            self.note_due(Now { wall: before.wall + passed, ..now });
+            self.reschedule(before.wall + by);
+        }
+        self.note_due(now);
+    }
+
+    /// After a step: nothing up to `floor` is due, nothing that has a record is due again.
+    fn reschedule(&mut self, floor: Utc) {
+        self.repetition += 1;
+        for meter in &mut self.meters {
+            if let (Some(slots), Some(_)) = (meter.plan.slots, meter.next_slot) {
+                meter.next_slot = Some(slots.next_unused(floor, meter.highest, self.repetition));
+            }
+        }
+    }
+
+    fn note_due(&mut self, now: Now) {
         self.give_up_aside(now);
+        let repetition = self.repetition;
         for (position, meter) in self.meters.iter_mut().enumerate() {
             let (Some(slots), Some(mut next)) = (meter.plan.slots, meter.next_slot) else { continue };
-            let interval = chrono::TimeDelta::seconds(i64::from(slots.interval_secs()));
-            if next - now.wall > interval + SET_BACK {
-                next = slots.next_after(now.wall);
-            }
-            let mut told = 0;
             while next <= now.wall {
-                if let Some(passed) = meter.due.replace(next)
-                    && told < MOST_MISSED_SLOTS
-                {
-                    told += 1;
+                // Each slot that truly passed is told: time has passed for each, so their number is bounded by it.
+                if let Some(passed) = meter.due.replace(next) {
                     let why = if self.line_up { Skipped::Overrun } else { Skipped::LineDown };
                     self.finished.push_back(skipped(position, passed, why));
                 }
-                next = slots.next_after(next);
+                meter.highest = meter.highest.max(Some(next));
+                next = slots.next_unused(next, meter.highest, repetition);
             }
             meter.next_slot = Some(next);
             let paused = meter.paused_until.is_some_and(|until| now.instant < until);

@@ -14,4 +14,4 @@ pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
 pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq};
 pub use slots::{SlotError, Slots};
-pub use time::{Utc, rfc3339};
+pub use time::{Utc, rfc3339, stepped};

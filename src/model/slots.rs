@@ -23,6 +23,10 @@ pub struct SlotError(u32);
 
 const DAY_SECS: u32 = 86_400;
 
+/// Farthest that a repeated slot lies beside its first: below 10 s, so that a boundary read stays within its minute.
+/// A prime, so that repetitions a round number apart differ.
+const MOST_BESIDE_MS: u64 = 9973;
+
 impl Slots {
     /// Slots every `interval_secs` (1 to 86 400) of local time in `zone`.
     pub fn new(zone: Tz, interval_secs: u32) -> Result<Slots, SlotError> {
@@ -54,6 +58,22 @@ impl Slots {
             }
             from = change;
         }
+    }
+
+    /// The next moment after `at` for a reading, when every slot up to `highest` may have its record already.
+    ///
+    /// Where the next unused slot is at most one and a half intervals away, that one. After the wall clock was set back it may be hours or years away:
+    /// polling goes on, beside the slots, a little after each one, so that none gets a second record. `repetition`
+    /// keeps two repetitions of the same hours apart.
+    pub fn next_unused(self, at: Utc, highest: Option<Utc>, repetition: u64) -> Utc {
+        let unused = self.next_after(highest.map_or(at, |highest| highest.max(at)));
+        let interval = TimeDelta::seconds(i64::from(self.interval_secs));
+        if highest.is_none_or(|highest| highest <= at) || unused - at <= interval + interval / 2 {
+            return unused;
+        }
+        let room = (u64::from(self.interval_secs) * 1000 - 1).min(MOST_BESIDE_MS);
+        let beside = i64::try_from(1 + repetition % room).map_or(TimeDelta::zero(), TimeDelta::milliseconds);
+        self.next_after(at - beside) + beside
     }
 
     /// The last slot at or before `at`.
@@ -166,7 +186,40 @@ mod tests {
         assert_eq!(s.next_after(utc("2026-11-01T21:00:00Z")), utc("2026-11-02T00:00:00Z"));
     }
 
+    #[test]
+    fn a_small_step_back_waits_for_the_next_slot_and_a_great_one_reads_beside_those_that_were() {
+        let s = slots("Asia/Shanghai", 900);
+        let at = utc("2026-11-01T00:14:59.300Z");
+        let highest = |text| Some(utc(text));
+        assert_eq!(s.next_unused(at, None, 7), utc("2026-11-01T00:15:00Z"));
+        assert_eq!(s.next_unused(at, highest("2026-11-01T00:15:00Z"), 7), utc("2026-11-01T00:30:00Z"));
+        let beside = s.next_unused(at, highest("2026-11-01T01:15:00Z"), 7);
+        assert_eq!(beside, utc("2026-11-01T00:15:00.008Z"));
+        assert_eq!(
+            s.next_unused(beside, highest("2026-11-01T01:15:00Z"), 7),
+            utc("2026-11-01T00:30:00.008Z")
+        );
+        assert_ne!(s.next_unused(at, highest("2027-11-01T01:15:00Z"), 8), beside);
+    }
+
     proptest! {
+        #[test]
+        fn a_reading_beside_a_slot_comes_within_an_interval_and_is_on_none(
+            secs in 0_i64..4_000_000_000,
+            ahead in 0_i64..1_000_000,
+            repetition in any::<u64>(),
+            interval in prop::sample::select(vec![1_u32, 60, 900, 3600, 86_400]),
+            zone in prop::sample::select(vec!["Asia/Shanghai", "Europe/Berlin", "Australia/Lord_Howe"]),
+        ) {
+            let s = slots(zone, interval);
+            let at = Utc::from_timestamp(secs, 0).unwrap();
+            let highest = s.at_or_before(at + TimeDelta::seconds(ahead));
+            let next = s.next_unused(at, Some(highest), repetition);
+            prop_assert!(next > at);
+            prop_assert!(next > highest || s.at_or_before(next) != next, "{next} has its record");
+            prop_assert!(next - at <= TimeDelta::seconds(i64::from(interval) * 3 / 2 + 1) + TimeDelta::hours(1));
+        }
+
         #[test]
         fn a_slot_is_aligned_and_none_is_skipped(
             secs in 0_i64..4_000_000_000,

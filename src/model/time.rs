@@ -1,6 +1,8 @@
 //! Instants as they are written down. Asking for the time is the clock's business, not ours.
 
-use chrono::SecondsFormat;
+use std::time::Duration;
+
+use chrono::{SecondsFormat, TimeDelta};
 
 /// A moment in UTC.
 pub type Utc = chrono::DateTime<chrono::Utc>;
@@ -8,6 +10,18 @@ pub type Utc = chrono::DateTime<chrono::Utc>;
 /// RFC 3339 in UTC with milliseconds: the one form in which a time leaves the process.
 pub fn rfc3339(at: Utc) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// A wall clock that moved by this much more or less than the monotonic one was set, not slewed.
+const STEP: TimeDelta = TimeDelta::milliseconds(500);
+/// The fastest slewing on Linux is chronyd's, 83 ms in a second: a tenth of what passed is no step.
+const SLEW: u32 = 10;
+
+/// By how much a wall clock was set between two looks with so much monotonic time between them.
+pub fn stepped(before: Utc, after: Utc, passed: Duration) -> Option<TimeDelta> {
+    let by = after - before - TimeDelta::from_std(passed).unwrap_or(TimeDelta::MAX);
+    let slewed = TimeDelta::from_std(passed / SLEW).unwrap_or(TimeDelta::MAX);
+    (by.abs() > STEP + slewed.min(TimeDelta::days(1))).then_some(by)
 }
 
 /// (De)serialises a moment in that form.
