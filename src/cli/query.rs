@@ -1,4 +1,4 @@
-//! `readings`, `status`, `identity`: what is stored and how things stand.
+//! `readings`, `status`: what is stored and how things stand.
 
 use std::{io::Write, process::ExitCode};
 
@@ -10,7 +10,6 @@ use comfy_table::Table;
 use crate::{
     clock::{Clock, SystemClock},
     config::Settings,
-    identity::Identity,
     ledger::{FileLedger, Ledger, ReadingQuery},
     model::{MeterId, Reading, rfc3339},
 };
@@ -68,13 +67,14 @@ pub async fn readings(settings: &Settings, asked: ReadingsArguments) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-enum Source {
+pub enum Source {
     Daemon(Daemon),
     Store(std::sync::Arc<FileLedger>),
 }
 
 impl Source {
-    async fn open(settings: &Settings) -> anyhow::Result<Source> {
+    /// The daemon's, or the store itself when no daemon runs.
+    pub async fn open(settings: &Settings) -> anyhow::Result<Source> {
         let dir = &settings.gateway.data_dir;
         if let Some(daemon) = Daemon::connect(dir).await? {
             return Ok(Source::Daemon(daemon));
@@ -300,24 +300,5 @@ pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode>
         }
     }
     println!("{table}");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Who this gateway is.
-pub fn identity(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
-    crate::app::make_data_dir(dir)?;
-    let identity = Identity::load_or_create(dir)?;
-    if public_key {
-        print!("{}", identity.public_key_pem());
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("gateway     {}", settings.gateway.id);
-    println!(
-        "ledger      {}",
-        crate::ledger::stored_id(dir)?.unwrap_or_else(|| "none yet: it is made at the first run".into())
-    );
-    println!("public key  {}", identity.key_id());
-    print!("{}", identity.public_key_pem());
     Ok(ExitCode::SUCCESS)
 }

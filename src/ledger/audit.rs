@@ -53,7 +53,21 @@ pub fn audit(
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report, LedgerError> {
-    walk(data_dir, from, to, progress, &mut |_, _| Ok(()))
+    audit_with(data_dir, from, to, progress, &mut |_, _| Ok(None))
+}
+
+/// What a reader of the proved records has to say of each: a fault, or a failure of its own.
+pub type Look<'a> = dyn FnMut(&Verified, &[u8]) -> io::Result<Option<String>> + 'a;
+
+/// The same, and each proved record is shown to `each`; a fault it names stands in the report in its place.
+pub fn audit_with(
+    data_dir: &Path,
+    from: Seq,
+    to: Option<Seq>,
+    progress: &mut dyn FnMut(u64, u64),
+    each: &mut Look<'_>,
+) -> Result<Report, LedgerError> {
+    walk(data_dir, from, to, progress, each)
 }
 
 /// Writes the records `from..=to` as JSON lines, each verified first; what is damaged is left out and reported.
@@ -65,7 +79,7 @@ pub fn export(
 ) -> Result<Report, LedgerError> {
     let report = walk(data_dir, from, to, &mut |_, _| (), &mut |_, line| {
         out.write_all(line)?;
-        out.write_all(b"\n")
+        out.write_all(b"\n").map(|()| None)
     })?;
     out.flush().map_err(io_error(Path::new("(output)")))?;
     Ok(report)
@@ -81,7 +95,7 @@ fn walk(
     from: Seq,
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
-    each: &mut dyn FnMut(&Verified, &[u8]) -> io::Result<()>,
+    each: &mut Look<'_>,
 ) -> Result<Report, LedgerError> {
     let dir = data_dir.join("ledger");
     let mut meta = load(&dir)?;
@@ -136,7 +150,14 @@ fn walk(
                     if (chunk.terminated || next.is_some()) && (from..=to).contains(&verified.seq) {
                         report.records += 1;
                         report.first = if report.first == 0 { verified.seq } else { report.first };
-                        each(&verified, lines.bytes()).map_err(io_error(Path::new("(output)")))?;
+                        let said = each(&verified, lines.bytes());
+                        if let Some(fault) = said.map_err(io_error(Path::new("(output)")))? {
+                            report.fault(format!(
+                                "ledger {}: byte {}: {fault}",
+                                path.display(),
+                                chunk.offset
+                            ));
+                        }
                         report.head = Head { seq: verified.seq, hash: verified.hash };
                     }
                 }
