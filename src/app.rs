@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    billing,
     bus::{BusHealth, BusTask, Cycle, DemandRequest, MeterPlan, Now, RealPorts},
     clock::{Clock, SystemClock},
     commands,
@@ -175,6 +176,7 @@ impl Daemon {
         .await??;
         let ledger: SharedLedger = Arc::clone(&files) as _;
         let identity = Arc::new(Identity::load_or_create(&settings.gateway.data_dir)?);
+        billing::settle(&identity, &ledger, &settings.gateway.data_dir)?;
         let time = TimeTeller::new(Arc::clone(&dyn_clock), Arc::clone(&ledger));
         tell_of_the_past(&ledger, &settings, &dyn_clock, incidents).await;
         let timekeeping = tokio::spawn(time.run());
@@ -203,6 +205,7 @@ impl Daemon {
         let (servers_stop, servers_down) = watch::channel(false);
         let servers = listen(&settings, &console, &servers_down).await?;
         let buses = start_buses(&settings, &telemetry, &console, &readings);
+        start_manifests(&telemetry, servers_down);
         let publisher = start_publisher(&settings, &telemetry, &console, requests, publisher_state);
         tracing::info!(
             site = settings.site.id,
@@ -454,7 +457,8 @@ async fn listen(
     }
     let socket = UnixListener::bind(&path)
         .with_context(|| format!("{}: the socket cannot be made", path.display()))?;
-    servers.spawn(console::serve_unix(socket, router.clone(), down.clone()));
+    let owner = router.clone().merge(console::owner_router(Arc::clone(console)));
+    servers.spawn(console::serve_unix(socket, owner, down.clone()));
     if let Some(address) = settings.console {
         let listener = TcpListener::bind(address)
             .await
@@ -500,6 +504,14 @@ fn start_publisher(
         }
     });
     Publisher { task, status, inventory, stop }
+}
+
+/// Ends with the servers.
+fn start_manifests(telemetry: &Arc<Telemetry>, down: watch::Receiver<bool>) {
+    let (ledger, clock) = (Arc::clone(&telemetry.ledger), Arc::clone(&telemetry.clock));
+    let keeper = billing::Keeper::new(ledger, Arc::clone(&telemetry.identity), clock);
+    let telemetry = Arc::clone(telemetry);
+    tokio::spawn(billing::keep(keeper, move || telemetry.settings(), down));
 }
 
 fn inventories(settings: &Settings) -> Inventory {

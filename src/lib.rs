@@ -47,6 +47,7 @@
 //! - [`validate`]: the rules: what speaks against a reading
 //! - [`ledger`]: the chain of records on disk; store and outbox in one
 //! - [`pipeline`]: the corridor: sweep, decode, validate, append
+//! - [`billing`]: what a day came to, signed, and how anyone checks it
 //! - [`publish`]: from the ledger to the broker, and what comes back
 //! - [`telemetry`]: logs, and one snapshot of the daemon's state
 //! - [`console`]: HTTP and the Unix socket: what query commands and monitoring need
@@ -56,6 +57,7 @@
 //! - [`cli`]: one file per subcommand
 
 pub mod app;
+pub mod billing;
 pub mod bus;
 pub mod cli;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! `ledger verify | export | replay`: prove, copy and re-send what was recorded.
+//! `ledger verify | export | replay | manifest`: prove, copy, re-send and sum up what was recorded.
 //!
 //! Verifying and exporting read the segment files and nothing else, so they work while the daemon runs and need
 //! no index.
@@ -8,10 +8,14 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{check_range, client::Daemon, no};
+use super::{check_range, client::Daemon, manifest, no};
 use crate::{
+    billing::proof::Proof,
     config::Settings,
-    ledger::audit::{audit, export},
+    ledger::{
+        audit::{audit_with, export},
+        disk::RealDisk,
+    },
     model::Seq,
 };
 
@@ -25,6 +29,20 @@ pub enum LedgerCommand {
         /// Last record
         #[arg(long, value_name = "SEQ")]
         to: Option<Seq>,
+        /// Check the signatures too, with this public key (PEM); may be given more than once
+        #[arg(long, value_name = "FILE")]
+        public_key: Vec<PathBuf>,
+        /// Check an export (JSON lines) instead of the store
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to"], requires = "public_key")]
+        export: Option<PathBuf>,
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a local day came to: the recorded manifest, or what it would be
+    Manifest {
+        /// The day, local to the site, e.g. 2026-11-01; yesterday when not given
+        date: Option<chrono::NaiveDate>,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -55,14 +73,23 @@ pub enum LedgerCommand {
 pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<ExitCode> {
     let dir = &settings.gateway.data_dir;
     match command {
-        LedgerCommand::Verify { from, to, json } => {
+        LedgerCommand::Manifest { date, json } => manifest::show(settings, date, json).await,
+        LedgerCommand::Verify { public_key, export: Some(path), json, .. } => {
+            manifest::verify_export(&path, manifest::keys(&public_key)?, json)
+        }
+        LedgerCommand::Verify { from, to, public_key, export: None, json } => {
             check_range(from, to.unwrap_or(Seq::MAX))?;
+            let signatures = !public_key.is_empty();
+            let mut proof = Proof::new(manifest::keys(&public_key)?);
             let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
                 "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
             )?);
-            let report = audit(dir, from, to, &mut |done, total| {
+            let mut progress = |done, total| {
                 bar.set_length(total);
                 bar.set_position(done);
+            };
+            let report = audit_with(&RealDisk, dir, from, to, &mut progress, &mut |verified, line| {
+                Ok(signatures.then(|| proof.record(verified, line).err()).flatten().map(|f| f.to_string()))
             })?;
             bar.finish_and_clear();
             if json {
@@ -72,12 +99,16 @@ pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<
                         "ledger": report.ledger, "records": report.records, "first_seq": report.first,
                         "last_seq": report.head.seq, "head": report.head.hash, "faults": report.faults,
                         "more_faults": report.more_faults,
+                        "signatures": signatures.then(|| manifest::proof_json(&proof)),
                     })
                 );
             } else {
                 println!("ledger   {}", report.ledger);
                 println!("records  {} (seq {} to {})", report.records, report.first, report.head.seq);
                 println!("head     {}", report.head.hash);
+                if signatures {
+                    println!("{}", manifest::proof_text(&proof));
+                }
             }
             if report.faults.is_empty() {
                 if !json {

@@ -7,7 +7,9 @@ mod check;
 mod client;
 #[cfg(feature = "demo")]
 mod demo;
+mod identity;
 mod ledger;
+mod manifest;
 mod profile;
 mod query;
 mod read;
@@ -117,10 +119,13 @@ enum Command {
         json: bool,
     },
     /// Gateway id, ledger id and public key
+    #[command(args_conflicts_with_subcommands = true)]
     Identity {
         /// The public key alone, as PEM
         #[arg(long)]
         public_key: bool,
+        #[command(subcommand)]
+        command: Option<identity::IdentityCommand>,
     },
     /// Print a completion script, e.g. `meter-gateway completions bash`
     Completions {
@@ -214,8 +219,8 @@ async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<Exi
         Command::Status { json } => {
             with(&config, async |settings| query::status(&settings, json).await).await
         }
-        Command::Identity { public_key } => {
-            with(&config, async |settings| query::identity(&settings, public_key)).await
+        Command::Identity { public_key, command } => {
+            with(&config, async |settings| identity::run(&settings, public_key, command).await).await
         }
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -1,7 +1,8 @@
-//! `readings`, `status`, `identity`: what is stored and how things stand.
+//! `readings`, `status`: what is stored and how things stand.
 
 use std::{
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::Path,
     process::ExitCode,
 };
@@ -12,9 +13,9 @@ use super::{client::Daemon, moment, no};
 use comfy_table::Table;
 
 use crate::{
+    clock::{Clock, SystemClock},
     config::Settings,
-    identity::Identity,
-    ledger::{ReadingQuery, audit::scan},
+    ledger::{FileLedger, ReadingQuery, audit::scan},
     model::{MeterId, Reading, Utc, rfc3339},
 };
 
@@ -110,6 +111,40 @@ fn from_files(dir: &Path, query: &ReadingQuery, out: &mut Writer) -> anyhow::Res
 /// Milliseconds at or after the moment: what the records know.
 fn ms(at: Utc) -> i64 {
     at.timestamp_millis() + i64::from(!at.timestamp_subsec_nanos().is_multiple_of(1_000_000))
+}
+
+pub enum Source {
+    Daemon(Daemon),
+    Store(std::sync::Arc<FileLedger>),
+}
+
+impl Source {
+    /// The daemon's, or the store itself when no daemon runs.
+    pub async fn open(settings: &Settings) -> anyhow::Result<Source> {
+        let dir = &settings.gateway.data_dir;
+        if let Some(daemon) = Daemon::connect(dir).await? {
+            return Ok(Source::Daemon(daemon));
+        }
+        if !dir.join("ledger").exists() {
+            return no(format!("{}: nothing has been recorded here yet", dir.display()));
+        }
+        let owner = std::fs::metadata(dir)?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            // What it would leave behind the daemon's own user could not open.
+            return no(format!(
+                "{}: no daemon runs, and the store belongs to user {owner}\n  hint: start the daemon, or run this as that user",
+                dir.display()
+            ));
+        }
+        let (ledger, incidents) = FileLedger::open(
+            dir,
+            crate::ledger::Options { now: SystemClock::new().wall(), ..Default::default() },
+        )?;
+        for incident in incidents {
+            eprintln!("warning: {incident}");
+        }
+        Ok(Source::Store(ledger))
+    }
 }
 
 fn page_of(query: &ReadingQuery) -> String {
@@ -305,24 +340,5 @@ pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode>
         }
     }
     println!("{table}");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Who this gateway is.
-pub fn identity(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
-    crate::app::make_data_dir(dir)?;
-    let identity = Identity::load_or_create(dir)?;
-    if public_key {
-        print!("{}", identity.public_key_pem());
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("gateway     {}", settings.gateway.id);
-    println!(
-        "ledger      {}",
-        crate::ledger::stored_id(dir)?.unwrap_or_else(|| "none yet: it is made at the first run".into())
-    );
-    println!("public key  {}", identity.key_id());
-    print!("{}", identity.public_key_pem());
     Ok(ExitCode::SUCCESS)
 }

@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    billing,
     bus::DemandRequest,
     ledger::ReadingQuery,
     model::{MeterId, Reading, Seq, Utc},
@@ -76,7 +77,13 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/api/v1/readings", get(readings))
         .route("/api/v1/read", post(read))
         .route("/api/v1/ledger/replay", post(replay))
+        .route("/api/v1/ledger/manifest", get(manifest))
         .with_state(console)
+}
+
+/// What only the owner of the data directory may ask for: on the Unix socket, never on a port.
+pub fn owner_router(console: Arc<Console>) -> Router {
+    Router::new().route("/api/v1/identity/rotate", post(rotate)).with_state(console)
 }
 
 /// Serves on a TCP listener until shutdown.
@@ -193,5 +200,35 @@ async fn replay(State(console): Shared, Json(range): Json<ReplayRequest>) -> Res
     match console.replay(range.from, range.to) {
         Ok(queued) => Json(queued).into_response(),
         Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManifestQuery {
+    date: Option<chrono::NaiveDate>,
+}
+
+async fn manifest(State(console): Shared, Query(asked): Query<ManifestQuery>) -> Response {
+    let telemetry = Arc::clone(&console.telemetry);
+    let (settings, now) = (telemetry.settings(), telemetry.clock.wall());
+    let work = move || billing::answer(&*telemetry.ledger, &settings, asked.date, now);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(error)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn rotate(State(console): Shared) -> Response {
+    let telemetry = &console.telemetry;
+    let dir = telemetry.settings().gateway.data_dir.clone();
+    let now = (telemetry.clock.wall(), telemetry.clock.state());
+    match billing::rotate(&telemetry.identity, &telemetry.ledger, &dir, now).await {
+        Ok((key, old)) => {
+            Json(json!({"old_key_id": old, "new_key_id": key.id(), "new_public_key": key.to_pem()}))
+                .into_response()
+        }
+        Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
     }
 }

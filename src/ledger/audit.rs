@@ -54,18 +54,22 @@ pub fn audit(
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report, LedgerError> {
-    audit_on(&RealDisk, data_dir, from, to, progress)
+    audit_with(&RealDisk, data_dir, from, to, progress, &mut |_, _| Ok(None))
 }
 
-/// The same on another disk.
-pub fn audit_on(
+/// What a reader of the proved records has to say of each: a fault, or a failure of its own.
+pub type Look<'a> = dyn FnMut(&Verified, &[u8]) -> io::Result<Option<String>> + 'a;
+
+/// The same on any disk, and each proved record is shown to `each`; a fault it names stands in the report in its place.
+pub fn audit_with(
     disk: &dyn Disk,
     data_dir: &Path,
     from: Seq,
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
+    each: &mut Look<'_>,
 ) -> Result<Report, LedgerError> {
-    walk(disk, data_dir, from, to, progress, &mut |_, _| Ok(()))
+    walk(disk, data_dir, from, to, progress, each)
 }
 
 /// Writes the records `from..=to` as JSON lines, each verified first; what is damaged is left out and reported.
@@ -77,7 +81,7 @@ pub fn export(
 ) -> Result<Report, LedgerError> {
     let report = walk(&RealDisk, data_dir, from, to, &mut |_, _| (), &mut |_, line| {
         out.write_all(line)?;
-        out.write_all(b"\n")
+        out.write_all(b"\n").map(|()| None)
     })?;
     out.flush().map_err(io_error(Path::new("(output)")))?;
     Ok(report)
@@ -88,7 +92,7 @@ pub fn scan(
     data_dir: &Path,
     each: &mut dyn FnMut(&Verified, &[u8]) -> io::Result<()>,
 ) -> Result<Report, LedgerError> {
-    walk(&RealDisk, data_dir, 1, None, &mut |_, _| (), each)
+    walk(&RealDisk, data_dir, 1, None, &mut |_, _| (), &mut |record, line| each(record, line).map(|()| None))
 }
 
 fn load(disk: &dyn Disk, dir: &Path) -> Result<Meta, LedgerError> {
@@ -102,7 +106,7 @@ fn walk(
     from: Seq,
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
-    each: &mut dyn FnMut(&Verified, &[u8]) -> io::Result<()>,
+    each: &mut Look<'_>,
 ) -> Result<Report, LedgerError> {
     let dir = data_dir.join("ledger");
     let mut meta = load(disk, &dir)?;
@@ -157,7 +161,14 @@ fn walk(
                     if (chunk.terminated || next.is_some()) && (from..=to).contains(&verified.seq) {
                         report.records += 1;
                         report.first = if report.first == 0 { verified.seq } else { report.first };
-                        each(&verified, lines.bytes()).map_err(io_error(Path::new("(output)")))?;
+                        let said = each(&verified, lines.bytes());
+                        if let Some(fault) = said.map_err(io_error(Path::new("(output)")))? {
+                            report.fault(format!(
+                                "ledger {}: byte {}: {fault}",
+                                path.display(),
+                                chunk.offset
+                            ));
+                        }
                         report.head = Head { seq: verified.seq, hash: verified.hash };
                     }
                 }

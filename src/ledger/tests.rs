@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Cursor, FileLedger, Ledger, LedgerError, Line, MemoryLedger, Options, Pruned, ReadingQuery,
-    audit::{Report, audit, audit_on, export},
+    audit::{Report, audit, audit_with, export},
     disk::sim::{Fault, SimDisk},
 };
 use crate::model::{ClockState, Draft, ReadingKey, RecordType, Seq, Utc};
@@ -423,7 +423,10 @@ fn retention_that_fails_half_way_says_what_is_gone() {
     let (again, _) = FileLedger::open(dir.path(), Options { disk: disk.clone(), ..small(1500) }).unwrap();
     assert_eq!(again.first(), last + 1);
     assert_eq!(all(&*again), lines[usize::try_from(last).unwrap()..]);
-    assert_eq!(audit_on(&*disk, dir.path(), 1, None, &mut |_, _| ()).unwrap().faults, Vec::<String>::new());
+    assert_eq!(
+        audit_with(&*disk, dir.path(), 1, None, &mut |_, _| (), &mut |_, _| Ok(None)).unwrap().faults,
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -496,7 +499,7 @@ fn a_failed_write_is_an_error_and_leaves_no_trace() {
         sim.heal();
         assert_eq!(append(&*ledger, vec![change(2)]).unwrap(), 4..5);
         ledger.close();
-        let report = audit_on(&*disk, dir.path(), 1, None, &mut |_, _| ()).unwrap();
+        let report = audit_with(&*disk, dir.path(), 1, None, &mut |_, _| (), &mut |_, _| Ok(None)).unwrap();
         assert_eq!((report.records, report.faults), (4, vec![]), "{fault:?}");
     }
 }

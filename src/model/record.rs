@@ -19,6 +19,8 @@ pub enum RecordType {
     Reading,
     /// Something about the site or the gateway changed.
     Change,
+    /// What a local day came to, signed.
+    Manifest,
 }
 
 /// How far the wall clock can be trusted.

@@ -7,7 +7,7 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::{
-    ledger::{Cursor, FileLedger, Ledger, Line, Options, audit::audit_on},
+    ledger::{Cursor, FileLedger, Ledger, Line, Options, audit::audit_with},
     model::{ClockState, Draft, ReadingKey, RecordType, Seq, Utc},
 };
 
@@ -188,7 +188,7 @@ impl Life {
             !of_ledger.any(|report| report.contains("lost") || report.contains("damaged")),
             "{reports:?}"
         );
-        let report = audit_on(disk, dir, 1, None, &mut |_, _| ()).unwrap();
+        let report = audit_with(disk, dir, 1, None, &mut |_, _| (), &mut |_, _| Ok(None)).unwrap();
         assert_eq!(report.faults, Vec::<String>::new());
         assert!(report.records == 0 || report.head.seq == head, "{} {head}", report.head.seq);
         // What was not acknowledged and is there all the same counts from now on: it is served.

@@ -1,0 +1,83 @@
+//! `identity [rotate]`: gateway id, ledger id, public key; and a new key when the old one should go.
+
+use std::{process::ExitCode, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{client::Daemon, no, query::Source};
+use crate::{
+    billing,
+    clock::{Clock, SystemClock},
+    config::Settings,
+    identity::Identity,
+    ledger::SharedLedger,
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum IdentityCommand {
+    /// Make a new signing key; a record signed by the old one says so, and the old one is kept aside
+    Rotate,
+}
+
+pub async fn run(
+    settings: &Settings,
+    public_key: bool,
+    command: Option<IdentityCommand>,
+) -> anyhow::Result<ExitCode> {
+    match command {
+        Some(IdentityCommand::Rotate) => rotate(settings).await,
+        None => show(settings, public_key),
+    }
+}
+
+fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
+    let dir = &settings.gateway.data_dir;
+    crate::app::make_data_dir(dir)?;
+    let identity = Identity::load_or_create(dir)?;
+    if public_key {
+        print!("{}", identity.public_key_pem());
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("gateway     {}", settings.gateway.id);
+    println!(
+        "ledger      {}",
+        crate::ledger::stored_id(dir)?.unwrap_or_else(|| "none yet: it is made at the first run".into())
+    );
+    println!("public key  {}", identity.key_id());
+    print!("{}", identity.public_key_pem());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rotate(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let dir = &settings.gateway.data_dir;
+    let said = match Source::open(settings).await? {
+        Source::Daemon(mut daemon) => ask(&mut daemon).await,
+        Source::Store(files) => {
+            let identity = Identity::load_or_create(dir)?;
+            let ledger: SharedLedger = Arc::clone(&files) as _;
+            let clock = SystemClock::new();
+            clock.refresh().await;
+            let rotated = billing::rotate(&identity, &ledger, dir, (clock.wall(), clock.state())).await;
+            files.close();
+            rotated
+                .map(|(key, old)| {
+                    json!({"old_key_id": old, "new_key_id": key.id(), "new_public_key": key.to_pem()})
+                })
+                .map_err(anyhow::Error::from)
+        }
+    };
+    let said = match said {
+        Ok(said) => said,
+        Err(error) => return no(error),
+    };
+    let text = |name: &str| said.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let old = text("old_key_id");
+    println!("old key     {old} (kept as {})", dir.join(format!("identity.key.{old}")).display());
+    println!("public key  {}", text("new_key_id"));
+    print!("{}", text("new_public_key"));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(daemon: &mut Daemon) -> anyhow::Result<Value> {
+    daemon.post_json("/api/v1/identity/rotate", &Value::Null).await
+}
