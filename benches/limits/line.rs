@@ -103,7 +103,7 @@ fn least(wire: Wire, requests: &[Planned], think: Duration) -> Duration {
     let one = |planned: &Planned| {
         let reply = REPLY_OVERHEAD_CHARS + 2 * u32::from(planned.question.count);
         // `exchange_time` counts the silence after the request on its own; a meter thinks during it.
-        pace.exchange_time(REQUEST_CHARS, reply, think.max(wire.silence())) - wire.silence()
+        pace.exchange_time(REQUEST_CHARS, reply, think.saturating_sub(wire.silence()))
     };
     requests.iter().map(one).sum::<Duration>() / u32::try_from(requests.len()).unwrap()
 }
@@ -115,8 +115,8 @@ async fn through_the_task(
     profile: &SharedProfile,
     budget: Duration,
 ) -> (Took, Vec<Planned>) {
-    let link = Link::Serial { device: line.path().to_owned(), wire };
-    let bus = Bus { id: "bench".parse().unwrap(), link, timeout: Duration::from_secs(1), retries: 1 };
+    let over = Link::Serial { device: line.path().to_owned(), wire };
+    let bus = Bus { id: "bench".parse().unwrap(), link: over, timeout: Duration::from_secs(1), retries: 1 };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let ledger: SharedLedger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
     let (sender, mut readings) = mpsc::channel(1000);
@@ -155,7 +155,7 @@ async fn through_the_task(
     // The task goes on while the reading is handed over; more than that would be registers that were read again.
     let answered = after.answered - before.answered;
     assert!(answered.abs_diff(exchanges.into()) <= 1, "{answered} answers in {sweeps} sweeps");
-    (Took { exchanges, wall, busy: after.busy - before.busy }, requests)
+    (Took { exchanges, wall, busy: after.busy.saturating_sub(before.busy) }, requests)
 }
 
 /// The same questions from a thread that does nothing but ask, wait and keep the silence.

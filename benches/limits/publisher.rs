@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Drafts of one append.
 const GROUP: usize = 1000;
 
-/// What was sent, by whom it was heard, and how long it took until the last acknowledgement.
+/// What the subscriber heard, and how long it took until the last acknowledgement.
 struct Run {
     payloads: Vec<Bytes>,
     took: Duration,
