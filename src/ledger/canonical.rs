@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of records: which fields there are and what is hashed is `chain.rs`.
 
+use std::cmp::Ordering;
+
 use serde_json::{Map, Value};
 
 /// 2^53 - 1: beyond it a reader that keeps numbers as doubles would see another number (RFC 8785, 3.2.2.3).
@@ -51,15 +53,22 @@ pub fn write(out: &mut Vec<u8>, value: &Value) -> Result<(), CanonicalError> {
 
 /// Appends the canonical form of an object.
 pub fn write_object(out: &mut Vec<u8>, fields: &Map<String, Value>) -> Result<(), CanonicalError> {
-    let mut sorted: Vec<(&String, &Value)> = fields.iter().collect();
-    // UTF-16 code units, not bytes: they differ for what lies beyond the basic plane.
-    sorted.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+    write_fields(out, fields.iter().map(|(name, value)| (name.as_str(), value)))
+}
+
+/// Appends the canonical form of an object of these fields, whose names are distinct.
+pub fn write_fields<'a>(
+    out: &mut Vec<u8>,
+    fields: impl Iterator<Item = (&'a str, &'a Value)>,
+) -> Result<(), CanonicalError> {
+    let mut sorted: Vec<(&str, &Value)> = fields.collect();
+    sorted.sort_by(|(a, _), (b, _)| by_code_unit(a, b));
     out.push(b'{');
-    for (i, (key, value)) in sorted.into_iter().enumerate() {
+    for (i, (name, value)) in sorted.into_iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
-        write_string(out, key);
+        write_string(out, name);
         out.push(b':');
         write(out, value)?;
     }
@@ -67,10 +76,20 @@ pub fn write_object(out: &mut Vec<u8>, fields: &Map<String, Value>) -> Result<()
     Ok(())
 }
 
+/// UTF-16 code units, not bytes: they differ for what lies beyond the basic plane, and only there.
+fn by_code_unit(a: &str, b: &str) -> Ordering {
+    if a.is_ascii() && b.is_ascii() { a.cmp(b) } else { a.encode_utf16().cmp(b.encode_utf16()) }
+}
+
 fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
+    for run in text.as_bytes().split_inclusive(is_escaped) {
+        let Some((last, plain)) = run.split_last().filter(|(last, _)| is_escaped(last)) else {
+            out.extend_from_slice(run);
+            continue;
+        };
+        out.extend_from_slice(plain);
+        match last {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
             0x08 => out.extend_from_slice(b"\\b"),
@@ -78,11 +97,14 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
             0x0a => out.extend_from_slice(b"\\n"),
             0x0c => out.extend_from_slice(b"\\f"),
             0x0d => out.extend_from_slice(b"\\r"),
-            0x00..=0x1f => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-            _ => out.push(byte),
+            byte => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
         }
     }
     out.push(b'"');
+}
+
+fn is_escaped(byte: &u8) -> bool {
+    *byte < 0x20 || matches!(byte, b'"' | b'\\')
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use ring::digest::{SHA256, digest};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{LedgerError, canonical};
 use crate::model::{Draft, Seq, rfc3339};
@@ -66,20 +66,23 @@ pub fn seal(draft: &Draft, seq: Seq, prev: &str) -> Result<Sealed, LedgerError> 
     if let Some(name) = RESERVED.iter().find(|name| draft.fields.contains_key(**name)) {
         return Err(LedgerError::Refused(format!("its field `{name}` is the ledger's own")));
     }
-    let mut record = draft.fields.clone();
-    record.insert("seq".into(), seq.into());
-    record.insert("type".into(), serde_json::to_value(draft.kind).unwrap_or_default());
-    record.insert("recorded_at".into(), rfc3339(draft.recorded_at).into());
-    record.insert("clock".into(), serde_json::to_value(draft.clock).unwrap_or_default());
-    record.insert("prev".into(), prev.into());
+    let own = [
+        ("seq", Value::from(seq)),
+        ("type", serde_json::to_value(draft.kind).unwrap_or_default()),
+        ("recorded_at", rfc3339(draft.recorded_at).into()),
+        ("clock", serde_json::to_value(draft.clock).unwrap_or_default()),
+        ("prev", prev.into()),
+    ];
+    let given = draft.fields.iter().map(|(name, value)| (name.as_str(), value));
+    let fields = given.chain(own.iter().map(|(name, value)| (*name, value)));
     let refused = |error: canonical::CanonicalError| LedgerError::Refused(error.to_string());
     let mut bytes = Vec::with_capacity(1024);
-    canonical::write_object(&mut bytes, &record).map_err(refused)?;
+    canonical::write_fields(&mut bytes, fields.clone()).map_err(refused)?;
     let hash = sha256_hex(&bytes);
-    let facts = facts(&record);
-    record.insert("hash".into(), hash.clone().into());
+    let proof = Value::from(hash.as_str());
     bytes.clear();
-    canonical::write_object(&mut bytes, &record).map_err(refused)?;
+    canonical::write_fields(&mut bytes, fields.clone().chain([("hash", &proof)])).map_err(refused)?;
+    let facts = facts(|wanted| fields.clone().find(|(name, _)| *name == wanted)?.1.as_str());
     if bytes.len() > MAX_LINE {
         return Err(LedgerError::Refused(format!(
             "it is {} bytes long; expected at most {MAX_LINE}",
@@ -115,7 +118,7 @@ pub fn verify_line(bytes: &[u8]) -> Result<Verified, String> {
     }
     let seq = record.get("seq").and_then(Value::as_u64).filter(|seq| *seq > 0).ok_or("no seq")?;
     let prev = record.get("prev").and_then(Value::as_str).ok_or("no prev")?.to_owned();
-    let facts = facts(&record);
+    let facts = facts(|name| record.get(name)?.as_str());
     Ok(Verified { seq, prev, hash, facts })
 }
 
@@ -130,8 +133,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
-fn facts(record: &Map<String, Value>) -> Facts {
-    let text = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or_default();
+fn facts<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Facts {
+    let text = |name: &str| text(name).unwrap_or_default();
     let kind = text("type").to_owned();
     let reading = match millis(text("scheduled_at")) {
         Some(at_ms) if kind == "reading" => Some(ReadingFacts {
