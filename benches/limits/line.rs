@@ -132,6 +132,7 @@ async fn through_the_task(
         judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
         bus,
         clock,
+        ports: std::sync::Arc::new(meter_gateway::bus::RealPorts),
         demands: asked,
         readings: sender,
         health: Arc::clone(&health),

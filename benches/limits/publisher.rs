@@ -128,6 +128,7 @@ async fn gateway_run(
     let ledger: Arc<dyn Ledger> = Arc::clone(ledger) as _;
     let last = ledger.head().borrow().seq;
     let task = tokio::spawn(publish(Context {
+        broker: std::sync::Arc::new(meter_gateway::publish::RealBroker),
         settings,
         names,
         ledger,
