@@ -1,0 +1,77 @@
+//! What the house itself has to put on record: how long it was away, what it found damaged, what retention removed.
+//!
+//! Decides nothing about readings; each is one `change` record.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use super::buses::first_slot;
+use crate::{
+    clock::Clock,
+    config::Settings,
+    ledger::{Pruned, SharedLedger},
+    model::{Draft, Slots, rfc3339},
+    pipeline,
+};
+
+/// How long the house waits for its own records to be stored.
+pub(super) const LAST_RECORDS: Duration = Duration::from_millis(500);
+
+/// One `change` record covers the slots that passed while the gateway was down; damage found is told too.
+pub(super) async fn tell_of_the_past(
+    ledger: &SharedLedger,
+    settings: &Settings,
+    clock: &Arc<dyn Clock>,
+    incidents: &[String],
+) {
+    let mut drafts = Vec::new();
+    for incident in incidents {
+        tracing::error!(%incident, "the ledger was found damaged");
+        let fields = Map::from_iter([("detail".to_owned(), Value::from(incident.as_str()))]);
+        drafts.push(Draft::change("ledger_incident", fields, clock.wall(), clock.state()));
+    }
+    let now = clock.wall();
+    let missed = settings.meters.iter().filter_map(|meter| {
+        let slots = Slots::new(settings.site.timezone, meter.interval_secs).ok()?;
+        let next = slots.next_after(ledger.latest_slot(&meter.id)?);
+        (next < first_slot(slots, Some(next), now)).then_some(next)
+    });
+    if let Some(from) = missed.min() {
+        let mut fields = Map::new();
+        fields.insert("from".into(), rfc3339(from).into());
+        fields.insert("to".into(), rfc3339(now).into());
+        drafts.push(Draft::change("downtime", fields, now, clock.state()));
+    }
+    if !drafts.is_empty() {
+        record(ledger, drafts).await;
+    }
+}
+
+/// One `change` record for each run of records that retention has removed.
+pub(super) async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, removed: &[Pruned]) {
+    let drafts: Vec<Draft> = Pruned::runs(removed)
+        .into_iter()
+        .map(|(segments, run)| {
+            tracing::info!(segments, seq = run.first, to = run.last, "old segments removed");
+            let mut fields = Map::new();
+            fields.insert("segments".into(), segments.into());
+            fields.insert("first_seq".into(), run.first.into());
+            fields.insert("last_seq".into(), run.last.into());
+            fields.insert("last_hash".into(), run.last_hash.into());
+            Draft::change("retention", fields, clock.wall(), clock.state())
+        })
+        .collect();
+    if !drafts.is_empty() {
+        pipeline::append(ledger, drafts).await;
+    }
+}
+
+/// Appends what the house itself has to say. On a full disk it goes on trying by itself: start, supervision and
+/// signals must not wait for it.
+pub(super) async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) {
+    let ledger = Arc::clone(ledger);
+    let stored = tokio::spawn(async move { pipeline::append(&ledger, drafts).await });
+    let _ = timeout(LAST_RECORDS, stored).await;
+}
