@@ -13,7 +13,7 @@ use chrono::TimeDelta;
 use meter_gateway::{
     bus::{Action, Cycle, MeterPlan, Now},
     clock::{Clock, PATIENCE, SimulatedClock},
-    ledger::{Ledger, MemoryLedger, SharedLedger},
+    ledger::{MemoryLedger, SharedLedger},
     model::{ClockState, Draft, Medium, MeterId, Origin, Reading, Slots, Utc, Verdict},
     pipeline::{TimeTeller, highest_slot},
     profile::{Catalogue, plan},
