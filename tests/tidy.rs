@@ -133,7 +133,7 @@ const DOORS: &[Door] = &[
         what: "the wall clock",
         names: &["Utc::now", "Local::now", "SystemTime::now"],
         // A simulated meter has a clock of its own; the machine's is its default, in one line that says so.
-        doors: &["src/clock.rs", "src/sim/mod.rs"],
+        doors: &["src/clock/mod.rs", "src/sim/mod.rs"],
         why: "time is an argument, so that a stepping clock can be tested",
     },
     Door {
