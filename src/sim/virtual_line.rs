@@ -292,14 +292,14 @@ impl Ports for VirtualLines {
         };
         Box::pin(async move {
             let absent = || io::Error::new(io::ErrorKind::NotFound, format!("{name}: there is no such line"));
-            let line = self.0.get(&name).ok_or_else(absent)?;
-            let mut copper = hold(&line.copper);
+            let found = self.0.get(&name).ok_or_else(absent)?;
+            let mut copper = hold(&found.copper);
             if copper.state.unplugged {
                 return Err(absent());
             }
             copper.open += 1;
             copper.most_open = copper.most_open.max(copper.open);
-            let port = VirtualPort { line: line.clone(), generation: copper.generation, alarm: None };
+            let port = VirtualPort { line: found.clone(), generation: copper.generation, alarm: None };
             Ok(Box::new(port) as Box<dyn Port>)
         })
     }
