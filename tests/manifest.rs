@@ -62,17 +62,17 @@ fn settings(dir: &Path, zone: &str, meters: usize) -> Arc<Settings> {
         data.display()
     );
     for bus in 0..meters.div_ceil(200) {
-        text.push_str(&format!(
+        text.extend([format!(
             "[[bus]]\nid = \"b{bus}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{}\"\n",
             7000 + bus
-        ));
+        )]);
     }
     for n in 0..meters {
-        text.push_str(&format!(
+        text.extend([format!(
             "[[meter]]\nid = \"E-{n:04}\"\nbus = \"b{}\"\naddress = \"{}\"\nprofile = \"eastron-sdm630\"\nct_ratio = \"40\"\n",
             n / 200,
             n % 200 + 1
-        ));
+        )]);
     }
     let path = dir.join("gateway.toml");
     fs::write(&path, text).unwrap();
@@ -421,6 +421,11 @@ fn place(output: &Output, export: &Path) -> Option<String> {
     }
 }
 
+fn lines_of(path: &Path) -> Vec<Vec<u8>> {
+    let text = fs::read(path).unwrap();
+    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
 /// What both say of these lines.
 fn both(site: &Site, keys: &[&Path], lines: &[Vec<u8>]) -> Option<String> {
     let path = site.dir.path().join("changed.jsonl");
@@ -464,13 +469,8 @@ fn rechain(lines: &mut [Vec<u8>], begin: usize) {
 #[tokio::test]
 async fn rust_and_python_name_the_same_first_fault() {
     let site = site().await;
-    let (old, new) = (site.keys[0].as_path(), site.keys[1].as_path());
-    let lines: Vec<Vec<u8>> = fs::read(&site.export)
-        .unwrap()
-        .split(|b| *b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(<[u8]>::to_vec)
-        .collect();
+    let old = site.keys[0].as_path();
+    let lines = lines_of(&site.export);
     assert_eq!((lines.len(), site.rotation), (29, 16));
     assert_eq!(both(&site, &[old], &lines), None);
     let said = |expected: &str, keys: &[&Path], lines: &[Vec<u8>]| {
@@ -555,6 +555,21 @@ async fn rust_and_python_name_the_same_first_fault() {
             rechain(l, 15);
         }),
     );
+}
+
+#[tokio::test]
+async fn keys_and_exports_from_the_middle_are_judged_alike() {
+    let site = site().await;
+    let (old, new) = (site.keys[0].as_path(), site.keys[1].as_path());
+    let lines = lines_of(&site.export);
+    let said = |expected: &str, keys: &[&Path], lines: &[Vec<u8>]| {
+        assert_eq!(both(&site, keys, lines).as_deref(), Some(expected));
+    };
+    let changed = |change: &dyn Fn(&mut Vec<Vec<u8>>)| {
+        let mut copy = lines.clone();
+        change(&mut copy);
+        copy
+    };
     // The wrong key, and the new key where the old one signed.
     let wrong = site.dir.path().join("wrong.pem");
     fs::write(&wrong, fixed().public_key_pem()).unwrap();
@@ -601,12 +616,7 @@ async fn the_store_itself_is_proved_and_its_first_fault_named() {
     assert!(said.lines().next().unwrap().contains("seq 9: key"), "{said}");
     // A chain that was made right again from the fifth record on: only the signature knows.
     let segment = site.dir.path().join("data/ledger").join(format!("{:020}.seg", 1));
-    let mut lines: Vec<Vec<u8>> = fs::read(&segment)
-        .unwrap()
-        .split(|b| *b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(<[u8]>::to_vec)
-        .collect();
+    let mut lines = lines_of(&segment);
     lines[4] = reseal(&lines[4], |r| r["values"]["energy_import_total"]["value"] = "1.00".into()).0;
     rechain(&mut lines, 4);
     fs::write(&segment, lines.iter().flat_map(|line| [&line[..], b"\n"].concat()).collect::<Vec<u8>>())
@@ -668,4 +678,49 @@ async fn the_command_line_shows_what_is_recorded_computes_the_rest_and_rotates()
     let after = run(&["identity", "--public-key"]);
     assert!(before != after && said.contains(&after), "{said}");
     assert!(ask_rust(&site, &[&site.keys[0]], &[]).status.success());
+}
+
+#[test]
+fn a_running_daemon_rotates_and_answers_on_its_socket_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let _ = settings(dir.path(), "UTC", 1);
+    let config = dir.path().join("gateway.toml");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}\n[console]\nlisten = \"127.0.0.1:{port}\"\n")).unwrap();
+    let gateway = |arguments: &[&str]| {
+        Command::new(GATEWAY).arg("--config").arg(&config).args(arguments).output().unwrap()
+    };
+    let log = fs::File::create(dir.path().join("log")).unwrap();
+    let mut child =
+        Command::new(GATEWAY).arg("--config").arg(&config).arg("run").stderr(log).spawn().unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let socket = dir.path().join("data/meter-gateway.sock");
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the daemon does not come up");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let before = gateway(&["identity", "--public-key"]).stdout;
+    let rotated = gateway(&["identity", "rotate"]);
+    let after = gateway(&["identity", "--public-key"]).stdout;
+    let refused = {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let ask = "POST /api/v1/identity/rotate HTTP/1.1\r\nhost: gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        stream.write_all(ask.as_bytes()).unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        said
+    };
+    let shown = gateway(&["ledger", "manifest", "--json"]);
+    fs::write(dir.path().join("old.pem"), &before).unwrap();
+    let old = dir.path().join("old.pem");
+    let verified = gateway(&["ledger", "verify", "--public-key", old.to_str().unwrap()]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(rotated.status.success(), "{rotated:?}");
+    assert_ne!(before, after);
+    assert!(refused.starts_with("HTTP/1.1 404"), "{refused}");
+    assert!(shown.status.success(), "{shown:?}");
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("1 key rotation(s)"), "{verified:?}");
 }
