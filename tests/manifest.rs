@@ -2,144 +2,29 @@
 //! Python and ours must name the same first fault.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
 
+#[path = "common/days.rs"]
+mod days;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use days::{Hands, Sample, all_due, downtime, fixed, good, manifests, reading, settings, utc};
 use meter_gateway::{
     billing::{Keeper, rotate, settle},
     clock::Clock,
-    config::{self, Settings},
-    identity::{Identity, PublicKey, Signer},
-    ledger::{Cursor, FileLedger, Ledger, MemoryLedger, Options, SharedLedger, audit::export, chain::seal},
+    identity::{Identity, PublicKey},
+    ledger::{Cursor, FileLedger, MemoryLedger, Options, SharedLedger, audit::export, chain::seal},
     model::{ClockState, Draft, RecordType, Utc, rfc3339},
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_meter-gateway");
-/// The key of RFC 8032, 7.1, test 1.
-const FIXED_KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
-
-/// A clock that is set by hand.
-struct Hands(Mutex<Utc>);
-
-impl Hands {
-    fn at(text: &str) -> Arc<Hands> {
-        Arc::new(Hands(Mutex::new(utc(text))))
-    }
-    fn set(&self, text: &str) {
-        *self.0.lock().unwrap() = utc(text);
-    }
-}
-
-impl Clock for Hands {
-    fn wall(&self) -> Utc {
-        *self.0.lock().unwrap()
-    }
-    fn state(&self) -> ClockState {
-        ClockState::Synced
-    }
-    fn pause(&self, time: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(tokio::time::sleep(time))
-    }
-}
-
-fn utc(text: &str) -> Utc {
-    text.parse().unwrap()
-}
-
-fn settings(dir: &Path, zone: &str, meters: usize) -> Arc<Settings> {
-    let data = dir.join("data");
-    let mut text = format!(
-        "[site]\nid = \"riverside\"\ntimezone = \"{zone}\"\n[gateway]\nid = \"gw-01\"\ndata_dir = \"{}\"\n[reading]\ninterval_secs = 21600\n\
-         [mqtt]\nurl = \"mqtt://127.0.0.1:1883\"\n",
-        data.display()
-    );
-    for bus in 0..meters.div_ceil(200) {
-        text.extend([format!(
-            "[[bus]]\nid = \"b{bus}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{}\"\n",
-            7000 + bus
-        )]);
-    }
-    for n in 0..meters {
-        text.extend([format!(
-            "[[meter]]\nid = \"E-{n:04}\"\nbus = \"b{}\"\naddress = \"{}\"\nprofile = \"eastron-sdm630\"\nct_ratio = \"40\"\n",
-            n / 200,
-            n % 200 + 1
-        )]);
-    }
-    let path = dir.join("gateway.toml");
-    fs::write(&path, text).unwrap();
-    fs::create_dir_all(data).unwrap();
-    Arc::new(config::load(&path, []).unwrap())
-}
-
-struct Sample<'a> {
-    meter: &'a str,
-    at: &'a str,
-    value: Option<&'a str>,
-    flags: &'a [&'a str],
-}
-
-fn reading(sample: &Sample) -> Draft {
-    let values = sample.value.map_or(json!({}), |value| {
-        json!({"energy_import_total": {"value": value, "unit": "kWh", "raw": "0x00", "multiplier": "40"}})
-    });
-    let at = utc(sample.at);
-    let reading = json!({
-        "meter": sample.meter, "medium": "electricity", "scheduled_at": rfc3339(at),
-        "taken_at": sample.value.map(|_| rfc3339(at)), "origin": if sample.value.is_some() { "measured" } else { "missing" },
-        "verdict": match (sample.value, sample.flags) { (None, _) => "bad", (_, []) => "good", _ => "suspect" },
-        "flags": sample.flags, "values": values,
-    });
-    Draft::reading(&serde_json::from_value(reading).unwrap(), at, ClockState::Synced)
-}
-
-fn good<'a>(meter: &'a str, at: &'a str, value: &'a str) -> Sample<'a> {
-    Sample { meter, at, value: Some(value), flags: &[] }
-}
-
-fn downtime(from: &str, to: &str) -> Draft {
-    let fields =
-        Map::from_iter([("from".into(), rfc3339(utc(from)).into()), ("to".into(), rfc3339(utc(to)).into())]);
-    Draft::change("downtime", fields, utc(to), ClockState::Synced)
-}
-
-fn records(ledger: &dyn Ledger) -> Vec<Map<String, Value>> {
-    let mut found: Vec<Map<String, Value>> = Vec::new();
-    loop {
-        let lines = ledger.read(found.len() as u64 + 1, 1000, usize::MAX).unwrap();
-        if lines.is_empty() {
-            return found;
-        }
-        found.extend(
-            lines.iter().map(|line| serde_json::from_slice::<Map<String, Value>>(&line.bytes).unwrap()),
-        );
-    }
-}
-
-fn manifests(ledger: &dyn Ledger) -> Vec<Map<String, Value>> {
-    records(ledger).into_iter().filter(|record| record["type"] == "manifest").collect()
-}
-
-async fn all_due(keeper: &mut Keeper, settings: &Arc<Settings>) -> Vec<String> {
-    let mut made = Vec::new();
-    while let Some(date) = keeper.round(settings).await.unwrap() {
-        made.push(date.to_string());
-    }
-    made
-}
-
-fn fixed() -> Arc<Identity> {
-    Arc::new(Identity::of(Signer::from_pkcs8(FIXED_KEY.as_bytes()).unwrap()))
-}
-
 /// If this fails, do not change the test: manifests that were signed would no longer verify for those who check them.
 #[tokio::test]
 async fn golden_manifest() {
@@ -640,6 +525,10 @@ async fn a_rotation_cut_off_by_a_crash_follows_what_the_chain_says() {
     let again = load();
     settle(&again, &ledger, dir.path()).unwrap();
     assert_eq!((again.key_id(), load().key_id()), (old.clone(), old.clone()));
+    assert!(!dir.path().join("identity.key.next").exists());
+    // Power failed while the key was being written.
+    fs::write(dir.path().join("identity.key.next"), "-----BEGIN PRIV").unwrap();
+    settle(&again, &ledger, dir.path()).unwrap();
     assert!(!dir.path().join("identity.key.next").exists());
     // The record is stored, the files are not exchanged.
     let next = first.make_next(dir.path()).unwrap().public_key().id();
