@@ -20,6 +20,8 @@ use crate::{
 
 /// Records read at once.
 const PAGE: usize = 500;
+/// Records read at once where one set is looked for: most have one part.
+const SET_PAGE: usize = 8;
 /// Bytes read at once.
 const PAGE_BYTES: usize = 4 << 20;
 /// Earlier manifests that are followed: more than the days that are ever made up for.
@@ -130,13 +132,13 @@ fn says(line: &Line, what: &str) -> bool {
 /// Shows each readable record of `from..=to`; returns how many are damaged. `each` says whether to go on.
 fn scan(
     ledger: &dyn Ledger,
-    from: Seq,
-    to: Seq,
+    (from, to): (Seq, Seq),
+    page: usize,
     each: &mut dyn FnMut(&Line) -> bool,
 ) -> Result<u64, LedgerError> {
     let (mut next, mut damaged) = (from, 0);
     while next <= to {
-        let lines = match ledger.read(next, PAGE, PAGE_BYTES) {
+        let lines = match ledger.read(next, page, PAGE_BYTES) {
             Err(LedgerError::Damaged { seq, .. }) => {
                 damaged += 1;
                 next = next.max(seq) + 1;
@@ -163,7 +165,7 @@ fn newest(ledger: &dyn Ledger, key: &mut Option<String>) -> Result<Set, LedgerEr
     while to >= first && to > 0 {
         let from = first.max((to + 1).saturating_sub(PAGE as u64));
         let mut found = Vec::new();
-        scan(ledger, from, to, &mut |line| {
+        scan(ledger, (from, to), PAGE, &mut |line| {
             if says(line, "\"type\":\"manifest\"") || says(line, "\"new_key_id\"") {
                 found.push((line.seq, object(line)));
             }
@@ -207,7 +209,7 @@ fn ordered(mut parts: Vec<(Seq, Map<String, Value>)>) -> Set {
 fn set_at(ledger: &dyn Ledger, seq: Seq) -> Result<Set, LedgerError> {
     let mut set: Vec<(Seq, Map<String, Value>)> = Vec::new();
     let head = ledger.head().borrow().seq;
-    scan(ledger, seq, head, &mut |line| {
+    scan(ledger, (seq, head), SET_PAGE, &mut |line| {
         let begun = !set.is_empty();
         if line.seq != seq && !begun {
             return false;
@@ -281,7 +283,7 @@ struct Short {
 
 fn totals(ledger: &dyn Ledger, day: Day, cover: &Cover) -> Result<(Totals, BTreeSet<String>), LedgerError> {
     let (mut totals, mut names) = (Totals::default(), BTreeSet::new());
-    let damaged = scan(ledger, cover.first_seq, cover.last_seq, &mut |line| {
+    let damaged = scan(ledger, (cover.first_seq, cover.last_seq), PAGE, &mut |line| {
         let Ok(short) = serde_json::from_slice::<Short>(&line.bytes) else { return true };
         *totals.types.entry(short.kind.clone()).or_default() += 1;
         if short.kind == "reading" {

@@ -19,7 +19,7 @@ use crate::{
     config::Settings,
     identity::{Identity, Signer},
     ledger::{LedgerError, SharedLedger},
-    model::{Draft, RecordType, Slots, Utc},
+    model::{Draft, RecordType, Seq, Slots, Utc},
     pipeline,
 };
 
@@ -198,8 +198,6 @@ impl Keeper {
         Ok(unsigned.into_iter().map(again).collect())
     }
 }
-
-type Seq = crate::model::Seq;
 
 /// Makes manifests until `down`; `settings` is asked for the configuration in force.
 pub async fn keep(

@@ -3,7 +3,7 @@
 //! Order: the next key is on the disk, then the record, then the exchange of the files. A crash between any two is
 //! settled at the next start by what the chain says.
 
-use std::path::Path;
+use std::{io::ErrorKind, path::Path};
 
 use serde_json::Map;
 
@@ -63,7 +63,13 @@ pub async fn rotate(
 
 /// Ends a rotation that a crash cut off: the key that the chain announces is put in force, any other let go.
 pub fn settle(identity: &Identity, ledger: &SharedLedger, data_dir: &Path) -> Result<(), RotateError> {
-    let Some(next) = pending(data_dir)? else { return Ok(()) };
+    let next = match pending(data_dir) {
+        Ok(Some(next)) => next,
+        Ok(None) => return Ok(()),
+        // Torn while it was written. It was synced before its record was made, so no record announces it.
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(discard_next(data_dir)?),
+        Err(error) => return Err(error.into()),
+    };
     let announced = History::load(&**ledger)?.key_id;
     if announced.as_ref() == Some(&next.public_key().id()) {
         identity.adopt_next(data_dir)?;
