@@ -35,7 +35,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("telemetry", &["model", "config", "clock", "identity", "bus", "ledger", "publish"]),
     ("console", &["model", "config", "bus", "ledger", "billing", "publish", "telemetry"]),
     ("commands", &["model", "publish", "console"]),
-    ("sim", &["model", "protocol", "profile", "config"]),
+    ("sim", &["model", "protocol", "profile", "config", "bus"]),
     (
         "app",
         &[

@@ -205,6 +205,11 @@ impl SimulatedClock {
         self.at(|simulated, sight| simulated.keeper.look(sight));
     }
 
+    /// What the kernel's clock shows, whatever the house makes of it.
+    pub fn kernel(&self) -> Utc {
+        self.at(|_, sight| sight.kernel)
+    }
+
     /// Whether a time server vouches for the kernel's clock from now on; told at once.
     pub fn synchronise(&self, synced: bool) {
         self.at(|simulated, sight| {

@@ -95,6 +95,15 @@ pub struct Session {
     ignored_receipts: u64,
 }
 
+/// Where a connection resumes. Where only billing's word frees a record, everything that it has not confirmed is sent
+/// again: nobody knows what the broker kept of what it acknowledged.
+fn resumed(confirm: Confirm, acknowledged: Seq, confirmed: Seq) -> Seq {
+    match confirm {
+        Confirm::Broker => acknowledged,
+        Confirm::Billing => confirmed,
+    }
+}
+
 impl Session {
     /// Starts offline, with the first attempt due at once. `acknowledged` and `confirmed` are the ledger's cursors.
     pub fn new(
@@ -109,15 +118,16 @@ impl Session {
         // Confirmed implies acknowledged; and what the broker acknowledged is confirmed where its word is enough.
         let acknowledged = acknowledged.max(confirmed);
         let confirmed = if confirm == Confirm::Broker { acknowledged } else { confirmed };
+        let reached = resumed(confirm, acknowledged, confirmed);
         Session {
             ledger: ledger.to_owned(),
             confirm,
             phase: Phase::Waiting { until: now },
             head,
-            next: acknowledged + 1,
+            next: reached + 1,
             highest_sent: acknowledged,
             acknowledged,
-            reached: acknowledged,
+            reached,
             recent: VecDeque::new(),
             confirmed,
             told,

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use meter_gateway::{
     billing::Keeper,
-    clock::Clock,
+    clock::{Clock, ClockEvent},
     config::{self, Settings},
     identity::{Identity, Signer},
     ledger::Ledger,
@@ -39,6 +39,21 @@ impl Clock for Hands {
     }
     fn state(&self) -> ClockState {
         ClockState::Synced
+    }
+    fn poll_event(&self) -> Option<ClockEvent> {
+        None
+    }
+    fn wants_evidence(&self) -> bool {
+        false
+    }
+    fn refresh(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    fn since_boot(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn boot_id(&self) -> &'static str {
+        "00000000-0000-4000-8000-000000000000"
     }
     fn pause(&self, time: Duration) -> BoxFuture<'_, ()> {
         Box::pin(tokio::time::sleep(time))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     super::payload::Receipt, MAX_REJECTED, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Phase, Session, Tag, Verdict,
+    resumed,
 };
 use crate::config::Confirm;
 
@@ -126,7 +127,7 @@ impl Session {
             self.reached = self.recent.front().copied().unwrap_or(self.acknowledged);
         }
         if self.confirm == Confirm::Billing {
-            self.reached = self.reached.max(self.confirmed);
+            self.reached = resumed(self.confirm, self.acknowledged, self.confirmed);
         }
         self.recent.clear();
         self.next = self.reached + 1;

@@ -202,6 +202,11 @@ impl SimDisk {
         self.state().capacity = bytes;
     }
 
+    /// Bytes that all files together have.
+    pub fn used(&self) -> u64 {
+        self.state().medium.used()
+    }
+
     /// Flips a bit of a file, as a failing medium does; false when it has no such bit that is durable.
     pub fn flip(&self, path: &Path, bit: u64) -> bool {
         let medium = &mut self.state().medium;
