@@ -29,8 +29,8 @@ use oracle::Oracle;
 
 /// Rounds on one data directory; the next ones begin with an empty one, so that a round costs the same at the end.
 const ROUNDS_PER_LEDGER: u64 = 50;
-/// A process lives at most so long: opening takes about a quarter of it, so that some die before they are up.
-const LONGEST_LIFE: Duration = Duration::from_millis(400);
+/// A process lives at most so long: opening takes a good part of the shorter lives, so that some die before they are up.
+const LONGEST_LIFE: Duration = Duration::from_millis(600);
 /// Between two looks of the oracle.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -58,7 +58,7 @@ async fn kills(rounds: u64, seed: u64) -> Figures {
     let mut figures = Figures::default();
     while figures.rounds < rounds {
         let broker = Mosquitto::open();
-        let (mut gateway, _site) = plant::plant(broker.port, 3, "");
+        let (mut gateway, _site) = plant::plant(broker.port, 20, "");
         let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
         let mut oracle = Oracle::default();
         let here = ROUNDS_PER_LEDGER.min(rounds - figures.rounds);

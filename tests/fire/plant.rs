@@ -1,4 +1,4 @@
-//! A gateway with a few simulated meters on one TCP bus, read as fast as it goes.
+//! A gateway with simulated meters, each on a TCP bus of its own and read as fast as it answers: about ten a second each.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
 
@@ -11,21 +11,22 @@ use meter_gateway::{
 
 use crate::gateway::Gateway;
 
-/// `meters` meters; `rest` comes behind them in the configuration.
-pub fn plant(broker: u16, meters: u32, rest: &str) -> (Gateway, SimSite) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut text = format!(
-        "[[bus]]\nid = \"plant\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{port}\"\nframing = \"tcp\"\n{rest}"
-    );
+/// `meters` meters; `gateway` are more lines of `[gateway]`.
+pub fn plant(broker: u16, meters: u32, gateway: &str) -> (Gateway, SimSite) {
+    let mut text = String::new();
     for unit in 1..=meters {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         write!(
             text,
-            "[[meter]]\nid = \"E-{unit}\"\nbus = \"plant\"\naddress = \"{unit}\"\nprofile = \"eastron-sdm120\"\n"
+            "[[bus]]\nid = \"line-{unit}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{port}\"\nframing = \"tcp\"\n\
+             [[meter]]\nid = \"E-{unit}\"\nbus = \"line-{unit}\"\naddress = \"1\"\nprofile = \"eastron-sdm120\"\n"
         )
         .unwrap();
     }
-    let gateway = Gateway::configured(broker, 0, &text);
-    let settings = config::load(&gateway.config(), []).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let plant = Gateway::configured(broker, 0, &text);
+    let config = std::fs::read_to_string(plant.config()).unwrap();
+    std::fs::write(plant.config(), config.replacen("[gateway]\n", &format!("[gateway]\n{gateway}\n"), 1)).unwrap();
+    let settings = config::load(&plant.config(), []).unwrap_or_else(|faults| panic!("{faults:?}"));
     let site = SimSite::from_settings(&settings, 1, &SimClock::default()).unwrap();
-    (gateway, site)
+    (plant, site)
 }
