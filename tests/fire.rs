@@ -8,6 +8,8 @@
 
 #[path = "common/consumer.rs"]
 mod consumer;
+#[path = "fire/full.rs"]
+mod full;
 #[path = "common/gateway.rs"]
 mod gateway;
 #[path = "common/mosquitto.rs"]
@@ -24,8 +26,11 @@ use std::{
 
 use consumer::Consumer;
 use fastrand::Rng;
+use full::SmallDisk;
+use gateway::Gateway;
 use mosquitto::Mosquitto;
 use oracle::Oracle;
+use serde_json::Value;
 
 /// Rounds on one data directory; the next ones begin with an empty one, so that a round costs the same at the end.
 const ROUNDS_PER_LEDGER: u64 = 50;
@@ -118,4 +123,76 @@ async fn killed_at_any_moment_it_keeps_what_it_said_it_had() {
 #[ignore = "long: FIRE_ROUNDS=1000 takes about ten minutes"]
 async fn killed_a_thousand_times_it_keeps_what_it_said_it_had() {
     kill_rounds(from_environment("FIRE_ROUNDS").unwrap_or(1000)).await;
+}
+
+fn answered(gateway: &Gateway) -> u64 {
+    let status = gateway.get("/api/v1/status");
+    status["buses"].as_array().unwrap().iter().map(|bus| bus["answered"].as_u64().unwrap()).sum()
+}
+
+fn refusing(status: &Value) -> bool {
+    !status["store"]["refusing"].is_null()
+}
+
+/// Full down to `left` bytes, killed and started while it is full, then room again.
+async fn full_disk(reserve_mb: u32, left: u64) {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 10, &format!("reserve_mb = {reserve_mb}"));
+    let disk = SmallDisk::mount(&gateway.path("data"), 16);
+    let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+    let mut oracle = Oracle::default();
+    gateway.start();
+    oracle.accounts.until(50, &mut billing).await;
+
+    disk.fill(left);
+    let status = gateway.until("it notices", refusing);
+    oracle.look(&status);
+    // Polling goes on: some hundred answers more, and none of them is on disk.
+    let before = answered(&gateway);
+    gateway.until("it reads on", |_| answered(&gateway) > before + 300);
+    let later = gateway.get("/api/v1/status");
+    oracle.look(&later);
+    assert_eq!(later["store"]["last_seq"], status["store"]["last_seq"], "nothing is said to be stored");
+    oracle.accounts.until(gateway.stored(), &mut billing).await; // what was stored is sent meanwhile
+
+    // Told once: in the log, in the status (above) and in the metrics.
+    assert_eq!(gateway.log().matches("nothing can be stored").count(), 1, "{}", gateway.log());
+    let metrics = gateway.text("/metrics");
+    assert!(metrics.contains("\nmeter_gateway_ledger_refusing 1\n"), "{metrics}");
+
+    // It starts on a full disk too, and what it had promised is there.
+    gateway.kill();
+    oracle.hear(&mut billing);
+    oracle.prove(&gateway, true);
+    gateway.start();
+    oracle.look(&gateway.until("it notices again", refusing));
+    let before = answered(&gateway);
+    gateway.until("it reads", |_| answered(&gateway) > before + 50);
+
+    disk.empty();
+    oracle.look(&gateway.until("it stores again by itself", |status| !refusing(status)));
+    let stored = gateway.stored();
+    gateway.until("it goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > stored + 100);
+    assert!(gateway.log().contains("records are stored again"), "{}", gateway.log());
+    let metrics = gateway.text("/metrics");
+    assert!(metrics.contains("\nmeter_gateway_ledger_refusing 0\n"), "{metrics}");
+    let (status, _) = gateway.terminate();
+    assert!(status.success(), "{}", gateway.log());
+    oracle.hear(&mut billing);
+    oracle.prove(&gateway, true);
+    let proof = gateway.cli(&["ledger", "verify"]);
+    assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
+    let export = gateway.cli(&["ledger", "export"]);
+    let told = String::from_utf8(export.stdout).unwrap();
+    assert!(told.contains("nothing could be stored"), "the pause is on record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_to_the_last_byte_is_waited_for() {
+    full_disk(0, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reserve_stops_records_while_there_is_still_room_for_repair() {
+    full_disk(3, 2_900_000).await;
 }

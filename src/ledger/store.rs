@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
-    Cursor, Head, Ledger, LedgerError, Line, ReadingQuery,
+    Condition, Cursor, Head, Ledger, LedgerError, Line, ReadingQuery,
     disk::{Disk, Lock, RealDisk},
     files::io_error,
     index::Index,
@@ -34,8 +34,8 @@ use super::{
 use crate::model::{Draft, MeterId, Seq, Utc};
 
 use opening::{finish_pruning, load_cursors, load_meta, open_segments, recall, take_lock};
-use shared::{MAX_INCIDENTS, lock};
-pub(super) use shared::{Sealed, Shared};
+use shared::MAX_INCIDENTS;
+pub(super) use shared::{Sealed, Shared, lock};
 
 /// Appends that may wait for the writer; the next one waits outside.
 const QUEUE: usize = 1024;
@@ -53,6 +53,8 @@ pub struct Options {
     pub group_records: usize,
     /// Cursors are written at most this often.
     pub cursor_interval: Duration,
+    /// Free bytes that are left to cursors, index and repair: below, nothing is appended.
+    pub reserve_bytes: u64,
     /// The time written as `created` into a new ledger.
     pub now: Utc,
     /// Where the segments and what belongs to them are; the index is always on the real disk.
@@ -66,6 +68,7 @@ impl Default for Options {
             group_wait: Duration::from_millis(50), // one sync per batch: flash wears by syncs, not by bytes
             group_records: 100,
             cursor_interval: Duration::from_millis(200),
+            reserve_bytes: 0, // the daemon's is configured
             now: chrono::DateTime::UNIX_EPOCH,
             disk: Arc::new(RealDisk),
         }
@@ -116,6 +119,9 @@ impl FileLedger {
             cache: Mutex::default(),
             incidents: Mutex::new(reports.iter().take(MAX_INCIDENTS).cloned().collect()),
             stopping: AtomicBool::new(false),
+            reserve_bytes: options.reserve_bytes,
+            trouble: Mutex::default(),
+            busy: Mutex::default(),
         });
 
         let (sender, receiver) = mpsc::channel();
@@ -172,8 +178,7 @@ impl FileLedger {
 
     /// Bytes of all segment files.
     pub fn bytes(&self) -> u64 {
-        let state = self.shared.state();
-        state.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + state.open.header.bytes
+        self.shared.condition().bytes
     }
 }
 
@@ -255,6 +260,10 @@ impl Ledger for FileLedger {
         if was_clean && let Some(sender) = lock(&self.sender).as_ref() {
             let _ = sender.send(Message::CursorsMoved); // a stopped writer: `close` writes them
         }
+    }
+
+    fn condition(&self) -> Condition {
+        self.shared.condition()
     }
 
     fn next_session(&self) -> u64 {

@@ -18,7 +18,7 @@ use super::{
     Head, LedgerError,
     chain::{self, Sealed as SealedLine},
     segments::{Appender, segment_path},
-    store::{Options, Sealed, Shared},
+    store::{Options, Sealed, Shared, lock},
     summary::{Place, Summary},
 };
 use crate::model::{Draft, Seq};
@@ -103,13 +103,14 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
+        *lock(&self.shared.busy) = Some(Instant::now());
         self.commit(jobs);
+        *lock(&self.shared.busy) = None;
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
-        if self.appender.durable >= self.options.segment_bytes.min(super::segments::MAX_SEGMENT)
-            && let Err(error) = self.rotate()
-        {
+        if let Err(error) = self.shared.room().and_then(|()| self.rotate_when_due()) {
+            self.shared.refused(&error);
             for job in jobs {
                 answer(job.reply, job.permit, Err(again(&error)));
             }
@@ -142,13 +143,14 @@ impl Writer {
         }
         let written = if bytes.is_empty() { Ok(()) } else { self.appender.append(&bytes) };
         if let Err(error) = written {
-            self.shared.report(format!("{} records were not stored: {error}", lines.len()));
+            self.shared.refused(&error);
             for (_, reply, permit) in waiting {
                 answer(reply, permit, Err(again(&error)));
             }
             return;
         }
         if !lines.is_empty() {
+            self.shared.stored();
             self.publish(head, &lines);
         }
         for (range, reply, permit) in waiting {
@@ -173,8 +175,11 @@ impl Writer {
         self.head.send_replace(head);
     }
 
-    /// Seals the open segment and begins the next.
-    fn rotate(&mut self) -> Result<(), LedgerError> {
+    /// Seals the open segment when it has grown enough, and begins the next.
+    fn rotate_when_due(&mut self) -> Result<(), LedgerError> {
+        if self.appender.durable < self.options.segment_bytes.min(super::segments::MAX_SEGMENT) {
+            return Ok(());
+        }
         let next = self.head.borrow().seq + 1;
         self.appender.rotate(next)?;
         let mut state = self.shared.state_mut();
@@ -210,6 +215,9 @@ fn again(error: &LedgerError) -> LedgerError {
     match error {
         LedgerError::Io { path, error } => {
             LedgerError::Io { path: path.clone(), error: io::Error::new(error.kind(), error.to_string()) }
+        }
+        LedgerError::Full { path, free, reserve } => {
+            LedgerError::Full { path: path.clone(), free: *free, reserve: *reserve }
         }
         other => LedgerError::Io { path: String::new(), error: io::Error::other(other.to_string()) },
     }

@@ -102,6 +102,10 @@ impl Gateway {
         serde_json::from_str(&body).unwrap()
     }
 
+    pub fn text(&self, path: &str) -> String {
+        ask(&self.socket(), path).unwrap_or_else(|| panic!("no answer\n{}", self.log()))
+    }
+
     pub fn stored(&self) -> u64 {
         self.get("/api/v1/status")["store"]["last_seq"].as_u64().unwrap()
     }

@@ -11,10 +11,11 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    time::Instant,
 };
 
 use super::super::{
-    Head, LedgerError,
+    Condition, Head, LedgerError, Refusal,
     disk::Disk,
     index::{self, Index, IndexError},
     meta::{Cursors, Meta},
@@ -113,6 +114,11 @@ pub struct Shared {
     pub cache: Mutex<VecDeque<Arc<Summary>>>,
     pub incidents: Mutex<Vec<String>>,
     pub stopping: AtomicBool,
+    pub reserve_bytes: u64,
+    /// Since when nothing is stored, and why.
+    pub trouble: Mutex<Option<(Instant, String)>>,
+    /// Since when the writer is at a batch.
+    pub busy: Mutex<Option<Instant>>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -128,11 +134,70 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the operator, once.
     pub fn report(&self, incident: String) {
-        tracing::warn!(error = %incident, "ledger");
         let mut incidents = lock(&self.incidents);
+        if incidents.contains(&incident) {
+            return;
+        }
+        tracing::warn!(error = %incident, "ledger");
+        if incidents.len() < MAX_INCIDENTS {
+            incidents.push(incident);
+        }
+    }
+
+    /// Refuses while the disk has no more than its reserve. Once refused, an eighth more is wanted: not on and off.
+    pub fn room(&self) -> Result<(), LedgerError> {
+        let reserve = self.reserve_bytes;
+        let refused = lock(&self.trouble).is_some();
+        let wanted = if refused { reserve.saturating_add(reserve / 8) } else { reserve };
+        match self.disk.free_bytes(&self.dir) {
+            Ok(free) if free < wanted => {
+                Err(LedgerError::Full { path: self.dir.display().to_string(), free, reserve })
+            }
+            _ => Ok(()), // a disk that does not say is asked by writing
+        }
+    }
+
+    /// An append failed. The operator is told at the first one.
+    pub fn refused(&self, error: &LedgerError) {
+        let mut trouble = lock(&self.trouble);
+        let reason = error.to_string();
+        if let Some((_, now)) = trouble.as_mut() {
+            *now = reason;
+            return;
+        }
+        *trouble = Some((Instant::now(), reason));
+        drop(trouble);
+        tracing::error!(%error, "nothing can be stored: what is read waits, first in the queue, then on its bus");
+        let mut incidents = lock(&self.incidents);
+        let incident = format!("nothing could be stored: {error}");
         if incidents.len() < MAX_INCIDENTS && !incidents.contains(&incident) {
             incidents.push(incident);
+        }
+    }
+
+    /// An append succeeded.
+    pub fn stored(&self) {
+        if let Some((since, _)) = lock(&self.trouble).take() {
+            tracing::info!(after_secs = since.elapsed().as_secs(), "records are stored again");
+        }
+    }
+
+    pub fn condition(&self) -> Condition {
+        let refusing = lock(&self.trouble)
+            .as_ref()
+            .map(|(since, reason)| Refusal { reason: reason.clone(), lasting: since.elapsed() });
+        let state = self.state();
+        let bytes = state.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + state.open.header.bytes;
+        drop(state);
+        Condition {
+            refusing,
+            busy_for: lock(&self.busy).map(|since| since.elapsed()),
+            free_bytes: self.disk.free_bytes(&self.dir).ok(),
+            reserve_bytes: self.reserve_bytes,
+            bytes,
+            incidents: lock(&self.incidents).clone(),
         }
     }
 
