@@ -136,9 +136,9 @@ impl Daemon {
         make_data_dir(&dir)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         clock.refresh().await;
-        let now = clock.wall();
+        let (now, trust) = (clock.wall(), clock.state());
         let (files, incidents) = tokio::task::spawn_blocking(move || {
-            FileLedger::open(&dir, ledger::Options { now, reserve_bytes, ..ledger::Options::default() })
+            FileLedger::open(&dir, ledger::Options { now, clock: trust, reserve_bytes, ..ledger::Options::default() })
         })
         .await??;
         let ledger: SharedLedger = Arc::clone(&files) as _;

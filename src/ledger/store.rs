@@ -6,6 +6,7 @@
 
 mod opening;
 mod query;
+mod replacing;
 mod retention;
 mod shared;
 
@@ -31,9 +32,9 @@ use super::{
     index::Index,
     writer::{Job, Message, Writer},
 };
-use crate::model::{Draft, MeterId, Seq, Utc};
+use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
-use opening::{finish_pruning, load_cursors, load_meta, open_segments, recall, take_lock};
+use opening::{finish_pruning, load_cursors, load_meta, lost_its_end, open_segments, recall, take_lock};
 use shared::MAX_INCIDENTS;
 pub(super) use shared::{Sealed, Shared, lock};
 
@@ -57,6 +58,8 @@ pub struct Options {
     pub reserve_bytes: u64,
     /// The time written as `created` into a new ledger.
     pub now: Utc,
+    /// Whether `now` can be trusted.
+    pub clock: ClockState,
     /// Where the segments and what belongs to them are; the index is always on the real disk.
     pub disk: Arc<dyn Disk>,
 }
@@ -70,6 +73,7 @@ impl Default for Options {
             cursor_interval: Duration::from_millis(200),
             reserve_bytes: 0, // the daemon's is configured
             now: chrono::DateTime::UNIX_EPOCH,
+            clock: ClockState::Unsynced,
             disk: Arc::new(RealDisk),
         }
     }
@@ -94,9 +98,16 @@ impl FileLedger {
         disk.create_dirs(&dir).map_err(io_error(&dir))?;
         let lock_file = take_lock(&*disk, data_dir)?;
         let mut reports = Vec::new();
-        let meta = load_meta(&*disk, &dir, options.now)?;
+        let when = (options.now, options.clock);
+        let mut meta = load_meta(&*disk, &dir, when, &mut reports)?;
         let files = finish_pruning(&*disk, &dir, &meta)?;
-        let (mut state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        let (mut state, mut appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        if let Some(why) = lost_its_end(&*disk, &dir, &meta.id, &state.head) {
+            drop(appender);
+            meta = replacing::replace(&*disk, &dir, &why, when, &mut reports)?;
+            let files = finish_pruning(&*disk, &dir, &meta)?;
+            (state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        }
         let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);
 
         let (index, index_reports) = Index::open(data_dir, &meta.id);

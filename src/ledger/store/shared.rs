@@ -210,6 +210,8 @@ impl Shared {
                 return Ok(());
             }
             marks.dirty = false;
+            // Under the same lock as the cursors: they never stand beyond it.
+            marks.cursors.stored = self.state().head.seq;
             marks.cursors
         };
         cursors.store(&*self.disk, &self.dir, &self.id).inspect_err(|_| lock(&self.marks).dirty = true)
