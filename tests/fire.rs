@@ -20,6 +20,10 @@ mod oracle;
 mod plant;
 
 use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -28,6 +32,10 @@ use consumer::Consumer;
 use fastrand::Rng;
 use full::SmallDisk;
 use gateway::Gateway;
+use meter_gateway::{
+    ledger::{FileLedger, Ledger, Options, chain::verify_line},
+    model::{ClockState, Draft, Utc},
+};
 use mosquitto::Mosquitto;
 use oracle::Oracle;
 use serde_json::Value;
@@ -195,4 +203,204 @@ async fn a_disk_that_is_full_to_the_last_byte_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reserve_stops_records_while_there_is_still_room_for_repair() {
     full_disk(3, 2_900_000).await;
+}
+
+fn said(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The records of an export by their seq.
+fn exported(gateway: &Gateway) -> BTreeMap<u64, Vec<u8>> {
+    let output = gateway.cli(&["ledger", "export"]);
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| (verify_line(line).unwrap().seq, line.to_vec())).collect()
+}
+
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        entries.filter(|path| path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0)).collect();
+    files.sort();
+    files
+}
+
+/// Damages files of a real data directory, with sealed segments and an index, and asks the real binary.
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bytes_are_named_and_never_served() {
+    const ROUNDS: usize = 12;
+    let seed = from_environment("FIRE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("FIRE_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    gateway.start();
+    gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 60);
+    gateway.terminate();
+    // Again into small segments, so that there are sealed ones, and an index of them.
+    let truth = exported(&gateway);
+    fs::remove_dir_all(gateway.path("data/ledger")).unwrap();
+    let options = Options { segment_bytes: 10_000, ..Options::default() };
+    let (ledger, _) = FileLedger::open(&gateway.path("data"), options).unwrap();
+    for line in truth.values() {
+        let Value::Object(mut fields) = serde_json::from_slice(line).unwrap() else { unreachable!() };
+        for own in ["seq", "type", "recorded_at", "clock", "prev", "hash"] {
+            fields.remove(own);
+        }
+        let draft = Draft::change("copy", fields, Utc::default(), ClockState::Synced);
+        ledger.append(vec![draft]).await.unwrap();
+    }
+    ledger.close();
+    let truth = exported(&gateway);
+    let whole = gateway.path("whole");
+    let copied = Command::new("cp").arg("-a").arg(gateway.path("data")).arg(&whole).status().unwrap();
+    assert!(copied.success() && files_below(&whole.join("ledger")).len() > 5);
+    for round in 0..ROUNDS {
+        fs::remove_dir_all(gateway.path("data")).unwrap();
+        let copied = Command::new("cp").arg("-a").arg(&whole).arg(gateway.path("data")).status().unwrap();
+        assert!(copied.success());
+        let room = if round % 3 == 2 { "data/index" } else { "data/ledger" };
+        let path = rng.choice(files_below(&gateway.path(room))).unwrap();
+        let mut content = fs::read(&path).unwrap();
+        let at = rng.usize(..content.len());
+        content[at] ^= 1 << rng.u8(..8);
+        fs::write(&path, &content).unwrap();
+        let place = format!("round {round}: {} byte {at}", path.display());
+        let proof = gateway.cli(&["ledger", "verify"]);
+        let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+        assert!(matches!(proof.status.code(), Some(0 | 1)), "{place}: {}", said(&proof));
+        if is_segment {
+            assert_eq!(proof.status.code(), Some(1), "{place}: {}", said(&proof));
+            assert!(said(&proof).contains(path.file_name().unwrap().to_str().unwrap()), "{place}");
+        }
+        let listed = gateway.cli(&["readings", "--format", "jsonl"]);
+        assert!(matches!(listed.status.code(), Some(0 | 1)), "{place}: {}", said(&listed));
+
+        gateway.start(); // whatever was damaged: it starts, and reads meters
+        let status = gateway.get("/api/v1/status");
+        let begun = status["store"]["last_seq"].as_u64().unwrap();
+        gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > begun + 5);
+        gateway.kill();
+        let now = exported(&gateway);
+        let replaced = now.get(&1).is_some_and(|line| String::from_utf8_lossy(line).contains("ledger_replaced"));
+        if !replaced {
+            for (seq, line) in &truth {
+                let served = now.get(seq);
+                assert!(served.is_none_or(|served| served == line), "{place}: seq {seq} is served, and false");
+                assert!(is_segment || served.is_some(), "{place}: seq {seq} is gone");
+            }
+        }
+        if is_segment {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let kept = files_below(&gateway.path("data/ledger")).into_iter().any(|file| {
+                file.file_name().unwrap().to_str().unwrap().ends_with(name)
+                    && fs::read(file).unwrap().starts_with(&content)
+            });
+            assert!(kept, "{place}: the damaged bytes are no longer there");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_hangs_does_not_keep_the_meters_waiting() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    let index = gateway.path("data/index");
+    fs::create_dir_all(&index).unwrap();
+    // sled reads this file first; a pipe that nobody writes to makes it wait for ever.
+    assert!(Command::new("mkfifo").arg(index.join("conf")).status().unwrap().success());
+    let begun = Instant::now();
+    gateway.start();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    gateway.until("records meanwhile", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    assert!(!gateway.path("data/index.damaged-1").exists(), "it still hangs");
+    gateway.until("set aside and built again", |status| {
+        let incidents = status["store"]["incidents"].to_string();
+        incidents.contains("not open within") && incidents.contains("index.damaged-1")
+    });
+    assert!(gateway.path("data/index/db").exists());
+    gateway.terminate();
+    let told = exported(&gateway).into_values().filter(|line| {
+        let line = String::from_utf8_lossy(line);
+        line.contains("ledger_incident") && line.contains("index")
+    });
+    assert!(told.count() >= 2, "both are on record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_identity_begins_a_new_ledger_and_billing_hears_it() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+    gateway.start();
+    let old = gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20)["ledger"].clone();
+    gateway.terminate();
+    fs::remove_file(gateway.path("data/ledger/ledger.json")).unwrap();
+    gateway.start();
+    let status = gateway.get("/api/v1/status");
+    assert_ne!(status["ledger"], old);
+    gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    while billing.next_json("status").await["ledger"] != status["ledger"] {}
+    gateway.terminate();
+    let first: Value = serde_json::from_slice(&exported(&gateway)[&1]).unwrap();
+    assert_eq!(first["change"], "ledger_replaced", "{first}");
+    assert_eq!(first["old_ledger"], old, "{first}");
+    assert!(first["last_seq"].as_u64().unwrap() >= 20, "{first}");
+    let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();
+    assert_eq!(kept.lines().count() as u64, first["last_seq"].as_u64().unwrap());
+    assert!(kept.lines().all(|line| verify_line(line.as_bytes()).is_ok()), "readable, and proved");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_gateway_is_backed_up_and_restored() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    gateway.start();
+    gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    let old = gateway.get("/api/v1/status")["ledger"].as_str().unwrap().to_owned();
+    let to = gateway.path("backup");
+    let (to, other) = (to.to_str().unwrap(), gateway.path("other"));
+    let first = gateway.cli(&["ledger", "backup", to]);
+    assert!(first.status.success(), "{}", said(&first));
+    let stored = gateway.stored();
+    gateway.until("more", |status| status["store"]["last_seq"].as_u64().unwrap() > stored + 20);
+    let second = gateway.cli(&["ledger", "backup", to]); // on top of the older one
+    assert!(second.status.success(), "{}", said(&second));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("something"), "of somebody else").unwrap();
+    let refused = gateway.cli(&["ledger", "backup", other.to_str().unwrap()]);
+    assert!(!refused.status.success() && said(&refused).contains("not empty"), "{}", said(&refused));
+    let refused = gateway.cli(&["ledger", "restore", to]);
+    assert!(!refused.status.success() && said(&refused).contains("not empty"), "{}", said(&refused));
+    assert!(gateway.path("backup/public-key.pem").exists() && !gateway.path("backup/identity.key").exists());
+    gateway.terminate();
+    let truth = exported(&gateway);
+
+    // The disk is gone. Nobody knows what was sent: a new ledger, with the old records beside it.
+    fs::rename(gateway.path("data"), gateway.path("lost")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to]);
+    assert!(restored.status.success(), "{}", said(&restored));
+    let first: Value = serde_json::from_slice(&exported(&gateway)[&1]).unwrap();
+    assert_eq!((first["change"].as_str(), first["old_ledger"].as_str()), (Some("ledger_replaced"), Some(&*old)));
+    let end = first["last_seq"].as_u64().unwrap();
+    assert!(end > stored + 20 && end <= *truth.keys().next_back().unwrap());
+    let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();
+    assert!(kept.lines().map(str::as_bytes).eq(truth.values().take(end as usize)), "byte for byte");
+
+    // Billing says that it has no more than the backup: the ledger goes on.
+    fs::remove_dir_all(gateway.path("data")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to, "--billing-has", &end.to_string()]);
+    assert!(restored.status.success(), "{}", said(&restored));
+    assert!(said(&restored).contains(&format!("its next record is seq {}", end + 1)), "{}", said(&restored));
+    gateway.start();
+    assert_eq!(gateway.get("/api/v1/status")["ledger"], old.as_str());
+    gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > end + 10);
+    gateway.terminate();
+    let now = exported(&gateway);
+    assert!(truth.iter().take(end as usize).all(|(seq, line)| now[seq] == *line));
+    assert!(gateway.cli(&["ledger", "verify"]).status.success());
+
+    // Billing has more: these numbers are used.
+    fs::remove_dir_all(gateway.path("data")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to, "--billing-has", &(end + 1).to_string()]);
+    assert!(said(&restored).contains("begins behind it"), "{}", said(&restored));
 }

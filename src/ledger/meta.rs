@@ -96,7 +96,8 @@ impl Meta {
         let damaged = |detail: String| io_error(&path)(io::Error::new(io::ErrorKind::InvalidData, detail));
         let checked: CheckedMeta =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        if checked.check != checked.meta.check() {
+        let same = serde_json::to_vec_pretty(&checked).is_ok_and(|again| again == text);
+        if !same || checked.check != checked.meta.check() {
             return Err(damaged("damaged, the check does not match".into()));
         }
         Ok(Some(checked.meta))

@@ -5,6 +5,7 @@
 //! who reads it.
 
 pub mod audit;
+pub mod backup;
 pub mod canonical;
 pub mod chain;
 mod condition;

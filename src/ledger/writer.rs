@@ -47,7 +47,12 @@ pub(super) struct Writer {
     options: Options,
     /// When the cursors are to be written.
     cursors_due: Option<Instant>,
+    /// Records since the end of the ledger was last noted beside the cursors.
+    unnoted: usize,
 }
+
+/// Records after which the end of the ledger is noted although no cursor moves: a broker may be away for weeks.
+const NOTE_EVERY: usize = 500;
 
 impl Writer {
     pub fn new(
@@ -57,7 +62,7 @@ impl Writer {
         hand: Sender<Arc<Summary>>,
         options: Options,
     ) -> Writer {
-        Writer { shared, appender, head, hand, options, cursors_due: None }
+        Writer { shared, appender, head, hand, options, cursors_due: None, unnoted: 0 }
     }
 
     /// Until all senders are gone.
@@ -172,6 +177,12 @@ impl Writer {
         }
         state.head = head.clone();
         drop(state);
+        self.unnoted += lines.len();
+        if self.unnoted >= NOTE_EVERY {
+            self.unnoted = 0;
+            self.shared.note_stored();
+            self.cursors_moved();
+        }
         self.head.send_replace(head);
     }
 

@@ -231,11 +231,7 @@ pub fn recall(index: &Index, state: &mut State, reports: &mut Vec<String>) {
     let mut missing = 0;
     for sealed in state.sealed.values().cloned().collect::<Vec<_>>() {
         let entry = index.entry(sealed.first).ok().flatten();
-        match entry.filter(|entry| {
-            let header = &entry.header;
-            (header.first, header.bytes) == (sealed.first, sealed.bytes)
-                && (header.last == sealed.last || !header.damage.is_empty())
-        }) {
+        match entry.filter(|entry| sealed.is_of(&entry.header)) {
             Some(entry) => {
                 reports.extend(entry.header.damage.iter().cloned());
                 let known = state.known(entry.header, entry.meters.iter());
