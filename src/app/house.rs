@@ -287,6 +287,10 @@ async fn answer(
                 Draft::change("record_damaged", fields, telemetry.clock.wall(), telemetry.clock.state());
             pipeline::append(&telemetry.ledger, vec![draft]).await;
         }
+        Incoming::OnRecord { change, fields } => {
+            let draft = Draft::change(change, fields, telemetry.clock.wall(), telemetry.clock.state());
+            pipeline::append(&telemetry.ledger, vec![draft]).await;
+        }
         Incoming::Command(command) => {
             let (console, memory) = (Arc::clone(console), Arc::clone(memory));
             // A read takes seconds: other commands must not wait behind it.
