@@ -280,17 +280,10 @@ async fn answer(
 ) {
     match event {
         Incoming::Damaged { seq, detail } => {
-            let mut fields = Map::new();
-            fields.insert("seq".into(), seq.into());
-            fields.insert("detail".into(), detail.into());
-            let draft =
-                Draft::change("record_damaged", fields, telemetry.clock.wall(), telemetry.clock.state());
-            pipeline::append(&telemetry.ledger, vec![draft]).await;
+            let fields = Map::from_iter([("record".into(), seq.into()), ("detail".into(), detail.into())]);
+            put_on_record("record_damaged", fields, telemetry).await;
         }
-        Incoming::OnRecord { change, fields } => {
-            let draft = Draft::change(change, fields, telemetry.clock.wall(), telemetry.clock.state());
-            pipeline::append(&telemetry.ledger, vec![draft]).await;
-        }
+        Incoming::OnRecord { change, fields } => put_on_record(change, fields, telemetry).await,
         Incoming::Command(command) => {
             let (console, memory) = (Arc::clone(console), Arc::clone(memory));
             // A read takes seconds: other commands must not wait behind it.
@@ -301,4 +294,9 @@ async fn answer(
             });
         }
     }
+}
+
+async fn put_on_record(change: &str, fields: Map<String, Value>, telemetry: &Telemetry) {
+    let draft = Draft::change(change, fields, telemetry.clock.wall(), telemetry.clock.state());
+    pipeline::append(&telemetry.ledger, vec![draft]).await;
 }
