@@ -17,10 +17,14 @@ use broker::{Ack, Broker, Oversize, Script};
 use gateway::{Gateway, ledger_id, settings, stored};
 use meter_gateway::{
     config::{Confirm, Mqtt, MqttVersion},
-    ledger::{Cursor, Ledger},
+    ledger::{Cursor, FileLedger, Ledger, Options, SharedLedger},
     publish::Outgoing,
 };
 use serde_json::json;
+
+fn shared<L: Ledger + 'static>(ledger: &std::sync::Arc<L>) -> SharedLedger {
+    ledger.clone()
+}
 
 const BOTH: [MqttVersion; 2] = [MqttVersion::V5, MqttVersion::V311];
 /// Records in most scenarios: five messages at least.
@@ -32,7 +36,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(980);
 async fn deliver(version: MqttVersion, scripts: Vec<Script>) -> Broker {
     let broker = Broker::start(version, scripts).await;
     let ledger = stored(COUNT).await;
-    let mut gateway = Gateway::start(settings(broker.port, version), &ledger);
+    let mut gateway = Gateway::start(settings(broker.port, version), &shared(&ledger));
     gateway.until("everything is acknowledged", |s| s.acknowledged == COUNT).await;
     gateway.stop().await;
     check(&broker, &*ledger, COUNT);
@@ -164,7 +168,7 @@ async fn a_refused_connection_is_told_and_tried_again_with_pauses() {
         for code in codes {
             let broker = Broker::start(version, vec![with(|s| s.connack = code), Script::default()]).await;
             let ledger = stored(10).await;
-            let mut gateway = Gateway::start(settings(broker.port, version), &ledger);
+            let mut gateway = Gateway::start(settings(broker.port, version), &shared(&ledger));
             gateway
                 .until("the refusal is told", |s| {
                     s.last_error.as_deref().is_some_and(|e| e.contains("refused"))
@@ -182,7 +186,7 @@ async fn refused_subscriptions_and_refused_status_are_shown_and_hold_no_record_b
     for suback in [vec![0x87, 1, 1], vec![1, 0x80, 1], vec![1]] {
         let broker = Broker::start(MqttVersion::V5, vec![with(|s| s.suback = suback)]).await;
         let ledger = stored(10).await;
-        let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &ledger);
+        let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
         gateway
             .until("shown", |s| {
                 s.acknowledged == 10 && s.last_error.as_deref().is_some_and(|e| e.contains("subscription"))
@@ -192,7 +196,7 @@ async fn refused_subscriptions_and_refused_status_are_shown_and_hold_no_record_b
     }
     let broker = Broker::start(MqttVersion::V5, vec![with(|s| s.own_ack = 0x87)]).await;
     let ledger = stored(10).await;
-    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &ledger);
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
     gateway
         .until("shown", |s| {
             s.acknowledged == 10 && s.last_error.as_deref().is_some_and(|e| e.contains("refuses status"))
@@ -205,7 +209,7 @@ async fn refused_subscriptions_and_refused_status_are_shown_and_hold_no_record_b
 async fn a_broker_that_wants_no_pings_gets_no_flood_of_them() {
     let broker = Broker::start(MqttVersion::V5, vec![with(|s| s.keep_alive = Some(0))]).await;
     let ledger = stored(10).await;
-    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &ledger);
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
     gateway.until("sent", |s| s.acknowledged == 10).await;
     ledger.append(gateway::drafts(10)).await.unwrap();
     gateway.until("sent", |s| s.acknowledged == 20).await;
@@ -222,7 +226,7 @@ async fn a_broker_that_stops_reading_is_left_and_memory_stays_bounded() {
         Broker::start(MqttVersion::V5, vec![with(|s| s.deaf_after = Some(3)), Script::default()]).await;
     let ledger = stored(count).await;
     let before = resident_kib();
-    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &ledger);
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
     gateway.until("the window is full", |s| s.in_flight > 3).await;
     assert!(gateway.state.borrow().in_flight <= 32);
     gateway.until("it is given up", |s| !s.connected && s.last_error.is_some()).await;
@@ -247,7 +251,7 @@ fn billing(port: u16) -> Mqtt {
 async fn receipts_are_cumulative_and_idempotent_and_what_is_wrong_moves_nothing() {
     let broker = Broker::start(MqttVersion::V5, vec![Script::default()]).await;
     let ledger = stored(20).await;
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     gateway.until("acknowledged", |s| s.acknowledged == 20).await;
     let good = |seq: u64| json!({"ledger": ledger_id(), "confirmed_seq": seq}).to_string();
     for (nth, wrong) in [
@@ -276,7 +280,7 @@ async fn receipts_are_cumulative_and_idempotent_and_what_is_wrong_moves_nothing(
 async fn a_rejected_record_is_parked_over_a_restart_and_released_by_a_replay() {
     let broker = Broker::start(MqttVersion::V5, vec![Script::default()]).await;
     let ledger = stored(20).await;
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     gateway.until("acknowledged", |s| s.acknowledged == 20).await;
     let reason = "no contract ".repeat(100);
     let rejected =
@@ -289,14 +293,14 @@ async fn a_rejected_record_is_parked_over_a_restart_and_released_by_a_replay() {
     assert_eq!(ledger.cursor(Cursor::Confirmed), 20, "nothing else waits for it");
     gateway.stop().await;
 
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     gateway.until("it is still parked", |s| s.rejected.len() == 2 && s.connected).await;
     assert!(gateway.state.borrow().rejected[0].reason.len() <= 200);
     gateway.inbox.send(Outgoing::Replay { from: 7, to: 7 }).await.unwrap();
     gateway.until("sent again", |s| s.rejected.len() == 1 && s.acknowledged == 23).await;
     broker.journal(|j| assert_eq!(j.order.iter().filter(|seq| **seq == 7).count(), 2));
     gateway.stop().await;
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     gateway.until("the other one is left", |s| s.rejected.len() == 1 && s.rejected[0].seq == 9).await;
     gateway.stop().await;
 }
@@ -305,7 +309,7 @@ async fn a_rejected_record_is_parked_over_a_restart_and_released_by_a_replay() {
 async fn a_replay_goes_beside_the_live_records_with_its_own_bytes() {
     let broker = Broker::start(MqttVersion::V311, vec![Script::default()]).await;
     let ledger = stored(3_000).await;
-    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V311), &ledger);
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V311), &shared(&ledger));
     gateway.until("sent", |s| s.acknowledged == 3_000).await;
     let before = broker.journal(|j| j.order.len());
     gateway.inbox.send(Outgoing::Replay { from: 100, to: 1_900 }).await.unwrap();
@@ -323,17 +327,48 @@ async fn a_replay_goes_beside_the_live_records_with_its_own_bytes() {
 async fn what_billing_has_not_confirmed_comes_again_after_a_restart() {
     let broker = Broker::start(MqttVersion::V5, vec![Script::default()]).await;
     let ledger = stored(1_000).await;
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     gateway.until("acknowledged", |s| s.acknowledged == 1_000).await;
     let receipt = json!({"ledger": ledger_id(), "confirmed_seq": 600}).to_string();
     broker.say("receipt", &receipt, false);
     gateway.until("confirmed", |s| s.confirmed == 600).await;
     gateway.stop().await;
     let before = broker.journal(|j| j.order.len());
-    let mut gateway = Gateway::start(billing(broker.port), &ledger);
+    let mut gateway = Gateway::start(billing(broker.port), &shared(&ledger));
     ledger.append(gateway::drafts(1)).await.unwrap();
     gateway.until("the new one is acknowledged", |s| s.acknowledged == 1_001).await;
     gateway.stop().await;
     assert_eq!(broker.journal(|j| j.order[before..].to_vec()), (601..=1_001).collect::<Vec<_>>());
     assert_eq!(ledger.cursor(Cursor::Confirmed), 600);
+}
+
+/// What the hourly retention of `src/app.rs` does, with a retention of no time at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_takes_nothing_that_billing_has_not_confirmed() {
+    let broker = Broker::start(MqttVersion::V5, vec![Script::default()]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 20_000, ..Options::default() };
+    let (files, _) = FileLedger::open(dir.path(), options).unwrap();
+    files.append(gateway::drafts(1_000)).await.unwrap();
+    let mut gateway = Gateway::start(
+        Mqtt { confirm: Confirm::Billing, ..settings(broker.port, MqttVersion::V5) },
+        &shared(&files),
+    );
+    gateway.until("acknowledged", |s| s.acknowledged == 1_000).await;
+    let prune = || {
+        let free = files.cursor(Cursor::Acknowledged).min(files.cursor(Cursor::Confirmed));
+        files.prune(chrono::DateTime::<chrono::Utc>::MAX_UTC, free).unwrap()
+    };
+    assert!(prune().is_empty(), "acknowledged is not confirmed");
+    let receipt = json!({"ledger": files.id(), "confirmed_seq": 700}).to_string();
+    broker.say("receipt", &receipt, false);
+    gateway.until("confirmed", |s| s.confirmed == 700).await;
+    let last = prune().last().unwrap().last;
+    assert!((1..=700).contains(&last), "{last}");
+    assert_eq!(files.first(), last + 1);
+    gateway.inbox.send(Outgoing::Replay { from: 1, to: 800 }).await.unwrap();
+    gateway.until("what is kept is sent again", |s| s.replays_waiting == 0 && s.in_flight == 0).await;
+    gateway.stop().await;
+    broker.journal(|j| assert_eq!(j.order[1_000..], (last + 1..=800).collect::<Vec<_>>()));
+    files.close();
 }

@@ -170,6 +170,7 @@ impl Session {
             Event::Stored(head) => self.head = self.head.max(head),
             Event::Connected { receive_max, keep_alive } => {
                 self.heard = now;
+                self.desync = None; // whatever a dead connection still said
                 self.window = WINDOW.min(receive_max.max(1));
                 self.keep_alive = keep_alive;
                 self.phase = Phase::Subscribing { since: now };
@@ -388,3 +389,6 @@ fn one_message(from: Seq, to: Seq) -> Seq {
 #[cfg(test)]
 #[path = "session_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod fire_tests;

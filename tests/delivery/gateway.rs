@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::DateTime;
 use meter_gateway::{
     config::{Confirm, Mqtt, MqttVersion},
-    ledger::{Ledger, MemoryLedger},
+    ledger::{Ledger, MemoryLedger, SharedLedger},
     model::{ClockState, Draft},
     publish::{Context, Incoming, Inventory, Outgoing, PublisherState, RealBroker, Topics, run},
 };
@@ -62,7 +62,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn start(settings: Mqtt, ledger: &Arc<MemoryLedger>) -> Gateway {
+    pub fn start(settings: Mqtt, ledger: &SharedLedger) -> Gateway {
         let (inbox, inbox_rx) = mpsc::channel(8);
         let (events, mut heard) = mpsc::channel(8);
         let (inventory, inventory_rx) = watch::channel(Inventory::new());

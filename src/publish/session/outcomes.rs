@@ -41,7 +41,7 @@ impl MessageSize {
         }
     }
 
-    fn accepted(&mut self) {
+    pub(super) fn accepted(&mut self) {
         self.losses = 0;
         self.accepted += 1;
         if self.accepted >= ACCEPTED_TO_GROW {
@@ -110,7 +110,8 @@ impl Session {
         self.settle();
     }
 
-    /// A replay that was refused goes again, in its order, and joined: how it was cut must not fill the list.
+    /// A replay that was refused goes again, in its order, and joined: how it was cut must not fill the list. Requests may
+    /// change places.
     fn give_back(&mut self, range: RangeInclusive<Seq>) {
         let (from, mut to) = range.into_inner();
         let at = self.replays.iter().position(|r| *r.start() > from).unwrap_or(self.replays.len());
