@@ -59,6 +59,7 @@ pub async fn run(context: Context) {
     Driver::new(context).run().await;
 }
 
+#[allow(clippy::struct_excessive_bools)] // each is an edge of its own that was told or not
 struct Driver {
     settings: Mqtt,
     names: Topics,

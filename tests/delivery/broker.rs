@@ -103,7 +103,7 @@ pub struct Journal {
 impl Journal {
     /// The last seq of the unbroken run that was granted.
     pub fn unbroken(&self) -> u64 {
-        (1..).take_while(|seq| self.granted.contains(seq)).last().unwrap_or(0)
+        (1..=u64::MAX).take_while(|seq| self.granted.contains(seq)).last().unwrap_or(0)
     }
 }
 
@@ -315,14 +315,13 @@ impl Connection {
             journal.largest = journal.largest.max(rest.len());
         }
         match self.script.ack {
-            Ack::Each => self.grant(pkid, records).await,
             Ack::Twice => {
                 self.grant(pkid, records).await?;
                 self.puback(pkid, 0).await
             }
             Ack::Unknown => self.puback(pkid.wrapping_add(700), 0).await,
             Ack::Refuse(count, code) if self.records <= count => self.puback(pkid, code).await,
-            Ack::Refuse(..) => self.grant(pkid, records).await,
+            Ack::Each | Ack::Refuse(..) => self.grant(pkid, records).await,
             Ack::Torn => {
                 self.out.write_all(&[0x40, 2, 0]).await.ok()?;
                 None

@@ -155,13 +155,11 @@ impl Driver {
         let refusal = self.session.last_refusal().map(|code| format!("the broker refuses records: {code}"));
         if refusal.is_some() != self.refused {
             self.refused = refusal.is_some();
-            match &refusal {
-                Some(error) => warn!(
-                    error,
-                    "records are kept\n  hint: may this user publish to {}?",
-                    self.names.records()
-                ),
-                None => info!("the broker takes records again"),
+            if let Some(error) = &refusal {
+                let topic = self.names.records();
+                warn!(error, topic, "records are kept\n  hint: may this user publish there?");
+            } else {
+                info!("the broker takes records again");
             }
         }
         let own =

@@ -52,8 +52,10 @@ impl Parked {
             self.unlisted += 1;
             return;
         }
-        let end = rejected.reason.floor_char_boundary(MAX_REASON_BYTES);
-        rejected.reason.truncate(end);
+        if rejected.reason.len() > MAX_REASON_BYTES {
+            let end = rejected.reason.char_indices().take_while(|(at, _)| *at <= MAX_REASON_BYTES).last();
+            rejected.reason.truncate(end.map_or(0, |(at, _)| at));
+        }
         self.news.push_back(Note::Rejected(rejected.clone()));
         self.open.push(rejected);
     }
