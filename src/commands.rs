@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     console::Console,
     model::{MeterId, Seq},
-    publish::{Command, Outgoing, Response},
+    publish::{Command, MAX_REPLAYS, Outgoing, Response},
 };
 
 /// Commands that are remembered, so that one which a broker delivers twice is done once: an hour of a busy clerk.
@@ -106,6 +106,16 @@ impl Console {
         let (first, last) = (ledger.first(), ledger.head().borrow().seq);
         if from < first || to > last || from > to {
             return Err(format!("seq {from} to {to} was asked, {first} to {last} is kept"));
+        }
+        let publisher = self.telemetry.publisher.borrow().clone();
+        if from > publisher.acknowledged {
+            let last = publisher.acknowledged;
+            return Err(format!(
+                "seq {from} is still on its way: up to {last} was sent, the rest goes by itself"
+            ));
+        }
+        if publisher.replays_waiting >= MAX_REPLAYS {
+            return Err(format!("{MAX_REPLAYS} replays are waiting: try again later"));
         }
         self.publisher
             .try_send(Outgoing::Replay { from, to })

@@ -110,6 +110,10 @@ impl Telemetry {
         let publisher = self.publisher.borrow().clone();
         let head = self.ledger.head().borrow().clone();
         let condition = self.ledger.condition();
+        let awaiting = publisher
+            .awaiting_receipt_since
+            .and_then(|since| chrono::TimeDelta::from_std(since.elapsed()).ok())
+            .map(|waited| rfc3339(self.clock.wall() - waited));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "site": settings.site.id,
@@ -140,6 +144,11 @@ impl Telemetry {
                 "session": publisher.session,
                 "nobody_listens": publisher.nobody_listens,
                 "in_flight": publisher.in_flight,
+                "rejected": publisher.rejected,
+                "rejected_unlisted": publisher.rejected_unlisted,
+                "ignored_receipts": publisher.ignored_receipts,
+                "replays_waiting": publisher.replays_waiting,
+                "awaiting_receipt_since": awaiting,
                 "last_error": publisher.last_error,
             },
             "buses": self.buses_json(),

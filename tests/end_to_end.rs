@@ -444,6 +444,13 @@ async fn commands_are_answered_once_and_mistakes_change_nothing() {
         }
     };
     assert_eq!(again, 2, "the range, with its original bytes");
+    assert!(gateway.cli(&["ledger", "replay", "--from", "1", "--to", "3"]).status.success());
+    let before = accounts.duplicates;
+    while accounts.duplicates < before + 3 {
+        accounts.take(&billing.next("records").await);
+    }
+    let refused = gateway.cli(&["ledger", "replay", "--from", "1", "--to", "999999"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
 
     // Receipts: cumulative, idempotent; nonsense moves nothing.
     let ledger = gateway.get("/api/v1/status")["ledger"].clone();

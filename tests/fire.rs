@@ -218,8 +218,9 @@ fn exported(gateway: &Gateway) -> BTreeMap<u64, Vec<u8>> {
 
 fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> =
-        entries.filter(|path| path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0)).collect();
+    let mut files: Vec<_> = entries
+        .filter(|path| path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0))
+        .collect();
     files.sort();
     files
 }
@@ -281,11 +282,15 @@ async fn flipped_bytes_are_named_and_never_served() {
         gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > begun + 5);
         gateway.kill();
         let now = exported(&gateway);
-        let replaced = now.get(&1).is_some_and(|line| String::from_utf8_lossy(line).contains("ledger_replaced"));
+        let replaced =
+            now.get(&1).is_some_and(|line| String::from_utf8_lossy(line).contains("ledger_replaced"));
         if !replaced {
             for (seq, line) in &truth {
                 let served = now.get(seq);
-                assert!(served.is_none_or(|served| served == line), "{place}: seq {seq} is served, and false");
+                assert!(
+                    served.is_none_or(|served| served == line),
+                    "{place}: seq {seq} is served, and false"
+                );
                 assert!(is_segment || served.is_some(), "{place}: seq {seq} is gone");
             }
         }
@@ -332,7 +337,8 @@ async fn a_lost_identity_begins_a_new_ledger_and_billing_hears_it() {
     let (mut gateway, _site) = plant::plant(broker.port, 4, "");
     let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
     gateway.start();
-    let old = gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20)["ledger"].clone();
+    let old = gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20)["ledger"]
+        .clone();
     gateway.terminate();
     fs::remove_file(gateway.path("data/ledger/ledger.json")).unwrap();
     gateway.start();
@@ -380,7 +386,10 @@ async fn a_running_gateway_is_backed_up_and_restored() {
     let restored = gateway.cli(&["ledger", "restore", to]);
     assert!(restored.status.success(), "{}", said(&restored));
     let first: Value = serde_json::from_slice(&exported(&gateway)[&1]).unwrap();
-    assert_eq!((first["change"].as_str(), first["old_ledger"].as_str()), (Some("ledger_replaced"), Some(&*old)));
+    assert_eq!(
+        (first["change"].as_str(), first["old_ledger"].as_str()),
+        (Some("ledger_replaced"), Some(&*old))
+    );
     let end = first["last_seq"].as_u64().unwrap();
     assert!(end > stored + 20 && end <= *truth.keys().next_back().unwrap());
     let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();

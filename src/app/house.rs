@@ -29,7 +29,7 @@ use crate::{
     console::Console,
     identity::Identity,
     ledger::SharedLedger,
-    model::{BusId, Draft, Reading},
+    model::{BusId, Draft, Reading, Seq},
     pipeline::{self, READINGS_QUEUE, TimeTeller},
     publish::{self, Broker, Incoming, Inventory, Outgoing, PublisherState, Topics},
     telemetry::{Telemetry, lock},
@@ -310,13 +310,9 @@ async fn answer(
 ) {
     match event {
         Incoming::Damaged { seq, detail } => {
-            let mut fields = Map::new();
-            fields.insert("seq".into(), seq.into());
-            fields.insert("detail".into(), detail.into());
-            let draft =
-                Draft::change("record_damaged", fields, telemetry.clock.wall(), telemetry.clock.state());
-            pipeline::append(&telemetry.ledger, vec![draft]).await;
+            put_on_record("record_damaged", damage(seq, detail), telemetry).await;
         }
+        Incoming::OnRecord { change, fields } => put_on_record(change, fields, telemetry).await,
         Incoming::Command(command) => {
             let (console, memory) = (Arc::clone(console), Arc::clone(memory));
             // A read takes seconds: other commands must not wait behind it.
@@ -326,5 +322,34 @@ async fn answer(
                 }
             });
         }
+    }
+}
+
+async fn put_on_record(change: &str, fields: Map<String, Value>, telemetry: &Telemetry) {
+    let draft = Draft::change(change, fields, telemetry.clock.wall(), telemetry.clock.state());
+    pipeline::append(&telemetry.ledger, vec![draft]).await;
+}
+
+/// Not `seq`: that name is the record's own, and the ledger refuses a draft that uses it.
+fn damage(seq: Seq, detail: String) -> Map<String, Value> {
+    Map::from_iter([("record".into(), seq.into()), ("detail".into(), detail.into())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ledger::{Ledger, MemoryLedger},
+        model::{ClockState, Utc},
+    };
+
+    #[tokio::test]
+    async fn a_damaged_record_can_be_put_on_record() {
+        let ledger = MemoryLedger::new("0123456789abcdef0123456789abcdef");
+        let fields = damage(7, "the hash does not match".into());
+        let draft = Draft::change("record_damaged", fields, Utc::UNIX_EPOCH, ClockState::Synced);
+        ledger.append(vec![draft]).await.unwrap();
+        let line = ledger.read(1, 1, 1000).unwrap().remove(0);
+        assert_eq!(serde_json::from_slice::<Value>(&line.bytes).unwrap()["record"], 7);
     }
 }

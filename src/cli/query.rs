@@ -314,6 +314,14 @@ pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode>
         at("/publisher/nobody_listens"),
         at("/publisher/last_error")
     );
+    let rejected = status.pointer("/publisher/rejected").and_then(Value::as_array);
+    for record in rejected.into_iter().flatten() {
+        let said = |key: &str| record.get(key).map(ToString::to_string).unwrap_or_default();
+        println!("rejected   seq {} by billing: {}", said("seq"), said("reason"));
+    }
+    if let Some(since) = status.pointer("/publisher/awaiting_receipt_since").and_then(Value::as_str) {
+        println!("billing    has sent no receipt since {since}");
+    }
     let mut table = super::table(["bus", "line", "meter", "last answer", "failures", "slowest ms", "note"]);
     for bus in status.get("buses").and_then(Value::as_array).into_iter().flatten() {
         let text = |value: &Value, key: &str| match value.get(key) {

@@ -42,6 +42,14 @@ pub fn text(telemetry: &Telemetry) -> Result<String, prometheus::Error> {
         .set(publisher.nobody_listens.into());
     gauge("broker_in_flight_messages", "Messages sent and not yet acknowledged.")?
         .set(i64::try_from(publisher.in_flight).unwrap_or(i64::MAX));
+    gauge("rejected_records", "Records that billing has refused and that were not sent again since.")?
+        .set(i64::try_from(publisher.rejected.len()).unwrap_or(i64::MAX));
+    gauge("rejected_unlisted", "Rejections since the start that were too many to be listed.")?
+        .set(signed(publisher.rejected_unlisted));
+    gauge("ignored_receipts", "Receipts since the start that were malformed or not of this ledger.")?
+        .set(signed(publisher.ignored_receipts));
+    gauge("awaiting_receipt", "1 while billing has confirmed nothing for longer than an hour.")?
+        .set(publisher.awaiting_receipt_since.is_some().into());
     gauge("clock_trusted", "1 while the wall clock is synchronised or holding over.")?
         .set((telemetry.clock.state() != ClockState::Unsynced).into());
 

@@ -37,8 +37,8 @@ use super::{
 use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
 use opening::{finish_pruning, load_cursors, load_meta, lost_its_end, open_segments, recall, take_lock};
-use shared::MAX_INCIDENTS;
 pub(super) use replacing::replace as begin_again;
+use shared::MAX_INCIDENTS;
 pub(super) use shared::{Sealed, Shared, lock};
 
 /// Appends that may wait for the writer; the next one waits outside.
@@ -80,7 +80,7 @@ impl Default for Options {
             group_records: 100,
             cursor_interval: Duration::from_millis(200),
             index_retry: Duration::from_secs(30), // what broke it once (a full disk) may take a moment to pass
-            reserve_bytes: 0, // the daemon's is configured
+            reserve_bytes: 0,                     // the daemon's is configured
             now: chrono::DateTime::UNIX_EPOCH,
             clock: ClockState::Unsynced,
             disk: Arc::new(RealDisk),

@@ -6,6 +6,7 @@
 
 mod heard;
 mod own;
+mod parked;
 mod ports;
 mod records;
 
@@ -30,6 +31,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     credentials::{self, CredentialError},
     link::{Broker, Link, LinkEvent, Message, Offer},
+    payload::MAX_RECORDS_BYTES,
     session::{Action, Event, Session, Tag},
     topics::Topics,
 };
@@ -57,6 +59,7 @@ pub async fn run(context: Context) {
     Driver::new(context).run().await;
 }
 
+#[allow(clippy::struct_excessive_bools)] // each is an edge of its own that was told or not
 struct Driver {
     settings: Mqtt,
     names: Topics,
@@ -80,7 +83,13 @@ struct Driver {
     last_error: Option<String>,
     since: Instant,
     connected: bool,
+    /// Topics that the broker does not let us subscribe to.
+    unheard: Vec<String>,
     nobody_listens: bool,
+    refused: bool,
+    receipt_late: bool,
+    /// Where the oldest note of a parked record stands.
+    parked_from: Seq,
     damage_told: Seq,
     stop_by: Option<Instant>,
 }
@@ -119,15 +128,21 @@ impl Driver {
             last_error: None,
             since: now,
             connected: false,
+            unheard: Vec::new(),
             nobody_listens: false,
+            refused: false,
+            receipt_late: false,
+            parked_from: last,
             damage_told: 0,
             stop_by: None,
         }
     }
 
     async fn run(mut self) {
+        self.recall_parked().await;
         loop {
             self.notice_shutdown();
+            self.put_on_record();
             self.say_own();
             match self.session.poll(Instant::now().into_std()) {
                 Action::Advance(cursor, to) => self.ledger.advance(cursor, to),
@@ -257,12 +272,14 @@ impl Driver {
         if self.session.is_online() {
             return;
         }
-        for (granted, topic) in granted.iter().zip([self.names.receipt(), self.names.command()]) {
-            if !granted {
+        self.unheard.clear();
+        for (nth, topic) in [self.names.receipt(), self.names.command()].into_iter().enumerate() {
+            if granted.get(nth) != Some(&true) {
                 error!(
                     topic,
                     "the broker refuses the subscription\n  hint: allow it in the broker's access list"
                 );
+                self.unheard.push(topic);
             }
         }
         self.session.handle(Event::Up, Instant::now().into_std());
@@ -294,7 +311,12 @@ impl Driver {
         }
         self.last_error = Some(why.to_owned());
         self.own.retain(|message| message.schema == RESPONSE_SCHEMA);
+        let size = self.session.message_bytes(MAX_RECORDS_BYTES);
         self.session.handle(Event::Down { random: fastrand::u64(..) }, Instant::now().into_std());
+        let bytes = self.session.message_bytes(MAX_RECORDS_BYTES);
+        if bytes < size {
+            warn!(bytes, "connections end over a message of records; smaller ones are tried");
+        }
     }
 
     async fn farewell(&mut self) {

@@ -16,5 +16,5 @@ pub use driver::{Context, Incoming, Inventory, Outgoing, PublisherState, run};
 pub use link::{Broker, Link, LinkEvent, Message, Offer};
 pub use mqtt::RealBroker;
 pub use payload::{Command, PayloadError, Receipt, Rejected, Response, describe};
-pub use session::Verdict;
+pub use session::{MAX_REPLAYS, RESUME_MAX, Verdict};
 pub use topics::Topics;

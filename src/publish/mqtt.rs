@@ -244,12 +244,15 @@ async fn pump_v5(mut event_loop: v5::EventLoop, events: mpsc::Sender<LinkEvent>)
         let event = match event_loop.poll().await {
             Ok(v5::Event::Incoming(V5Packet::ConnAck(ack))) => {
                 let told = ack.properties.as_ref();
+                let server_keep_alive = told.and_then(|p| p.server_keep_alive).filter(|secs| *secs > 0);
+                if server_keep_alive.is_none() {
+                    // 0 means that the broker wants no pings; the client would send them without a pause.
+                    event_loop.options.set_keep_alive(KEEP_ALIVE);
+                }
                 LinkEvent::Connected {
                     receive_max: told.and_then(|p| p.receive_max).unwrap_or(CLIENT_INFLIGHT),
                     max_packet: told.and_then(|p| p.max_packet_size).unwrap_or(UNLIMITED),
-                    keep_alive: told
-                        .and_then(|p| p.server_keep_alive)
-                        .map_or(KEEP_ALIVE, |secs| Duration::from_secs(secs.into())),
+                    keep_alive: server_keep_alive.map_or(KEEP_ALIVE, |secs| Duration::from_secs(secs.into())),
                 }
             }
             Ok(v5::Event::Incoming(V5Packet::SubAck(ack))) => LinkEvent::Subscribed(

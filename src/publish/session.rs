@@ -3,11 +3,13 @@
 //! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
 //! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a
 //! few messages earlier when the connection was lost. `words` is what is said to it and by it, `outcomes` moves the
-//! cursors.
+//! cursors, `receipts` hears billing.
 
 mod outcomes;
+mod receipts;
 mod words;
 
+pub use receipts::{MAX_PARKED, Note};
 pub use words::{Action, Event, Fault, Tag, Verdict};
 
 use std::{
@@ -16,8 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::payload::{MAX_RECORDS, Rejected};
+use super::payload::MAX_RECORDS;
 use crate::{config::Confirm, ledger::Cursor, model::Seq};
+
+use outcomes::MessageSize;
+use receipts::{Owed, Parked};
 
 /// Messages from the oldest unacknowledged one to the newest: enough to fill a slow link, few enough to repeat. The
 /// client's packet ids wrap at the broker's receive maximum, so a narrower one is the window, and no id is used twice.
@@ -36,9 +41,10 @@ const PAUSE_MAX_MS: u64 = 60_000;
 /// persistence takes with it what it had acknowledged and not yet passed on. Duplicates are harmless, gaps are not.
 const OVERLAP: usize = 64;
 /// Replays that may wait: each is a person's or a program's request, more is a mistake.
-const MAX_REPLAYS: usize = 64;
-/// Rejected records that are listed; the billing system has them all.
-const MAX_REJECTED: usize = 100;
+pub const MAX_REPLAYS: usize = 64;
+/// Acknowledged records that a new connection sends again at most, where billing confirms and has not: some minutes on a
+/// slow link. Without it, a billing system that has stopped to confirm would get a year of records at each connection.
+pub const RESUME_MAX: Seq = 50_000;
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
@@ -91,16 +97,20 @@ pub struct Session {
     stopping: bool,
     replays: VecDeque<RangeInclusive<Seq>>,
     replay_is_next: bool,
-    rejected: Vec<Rejected>,
+    parked: Parked,
     ignored_receipts: u64,
+    owed: Owed,
+    /// Why the broker refuses a message that is not of records.
+    own_refusal: Option<String>,
+    size: MessageSize,
 }
 
-/// Where a connection resumes. Where only billing's word frees a record, everything that it has not confirmed is sent
-/// again: nobody knows what the broker kept of what it acknowledged.
+/// Where a connection resumes. Where only billing's word frees a record, what it has not confirmed is sent again: nobody
+/// knows what the broker kept of what it acknowledged. Up to a limit, for a billing system that confirms nothing at all.
 fn resumed(confirm: Confirm, acknowledged: Seq, confirmed: Seq) -> Seq {
     match confirm {
         Confirm::Broker => acknowledged,
-        Confirm::Billing => confirmed,
+        Confirm::Billing => confirmed.max(acknowledged.saturating_sub(RESUME_MAX)),
     }
 }
 
@@ -146,8 +156,11 @@ impl Session {
             stopping: false,
             replays: VecDeque::new(),
             replay_is_next: false,
-            rejected: Vec::new(),
+            parked: Parked::default(),
             ignored_receipts: 0,
+            owed: Owed::new(now),
+            own_refusal: None,
+            size: MessageSize::default(),
         }
     }
 
@@ -157,6 +170,7 @@ impl Session {
             Event::Stored(head) => self.head = self.head.max(head),
             Event::Connected { receive_max, keep_alive } => {
                 self.heard = now;
+                self.desync = None; // whatever a dead connection still said
                 self.window = WINDOW.min(receive_max.max(1));
                 self.keep_alive = keep_alive;
                 self.phase = Phase::Subscribing { since: now };
@@ -164,6 +178,7 @@ impl Session {
             Event::Up => {
                 self.heard = now;
                 self.phase = Phase::Online { since: now };
+                self.owed.online(now);
             }
             Event::Heard => self.heard = now,
             Event::Down { random } => self.down(random, now),
@@ -177,6 +192,7 @@ impl Session {
                 self.receipt(receipt);
             }
         }
+        self.watch_receipts(now);
     }
 
     /// What to do now. Call again after each action that is done, until it says `WaitUntil`.
@@ -289,12 +305,22 @@ impl Session {
         self.last_refusal.as_deref()
     }
 
-    /// Records that billing has refused, the latest at the end; at most a hundred.
-    pub fn rejected(&self) -> &[Rejected] {
-        &self.rejected
+    /// The failure code of the last message that was not of records; none once the broker took one again.
+    pub fn own_refusal(&self) -> Option<&str> {
+        self.own_refusal.as_deref()
     }
 
-    /// Receipts for another ledger, or for what was never sent.
+    /// How many bytes of `limit` a message of records should have: fewer, where larger ones end the connection.
+    pub fn message_bytes(&self, limit: usize) -> usize {
+        self.size.of(limit)
+    }
+
+    /// Replays that wait for their turn.
+    pub fn replays_waiting(&self) -> usize {
+        self.replays.len()
+    }
+
+    /// Receipts that cannot be read, for another ledger, or for what was never sent.
     pub fn ignored_receipts(&self) -> u64 {
         self.ignored_receipts
     }
@@ -363,3 +389,6 @@ fn one_message(from: Seq, to: Seq) -> Seq {
 #[cfg(test)]
 #[path = "session_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod fire_tests;

@@ -1,6 +1,9 @@
 //! The session alone: what it does with each event, and a thousand dishonest brokers under fixed seeds.
 
-use super::{super::payload::Receipt, *};
+use super::{
+    super::payload::{Receipt, Rejected},
+    *,
+};
 
 const LEDGER: &str = "0123456789abcdef0123456789abcdef";
 

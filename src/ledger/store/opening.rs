@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use super::replacing;
 use super::{
     super::{
         Head, LedgerError,
@@ -22,7 +23,6 @@ use super::{
     },
     shared::{Marks, Sealed, State},
 };
-use super::replacing;
 use crate::model::{ClockState, GENESIS, Seq, Utc};
 
 pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, LedgerError> {

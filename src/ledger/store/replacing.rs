@@ -72,7 +72,8 @@ pub fn resume(disk: &dyn Disk, dir: &Path, reports: &mut Vec<String>) -> Result<
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error(&path)(error)),
     };
-    let note: Note = serde_json::from_slice(&text).map_err(|error| io_error(&path)(io::Error::other(error)))?;
+    let note: Note =
+        serde_json::from_slice(&text).map_err(|error| io_error(&path)(io::Error::other(error)))?;
     carry_out(disk, dir, &note, reports)
 }
 

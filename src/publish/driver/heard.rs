@@ -21,7 +21,10 @@ impl Driver {
         match self.names.classify(topic) {
             Some(Down::Receipt) => match Receipt::parse(bytes) {
                 Ok(receipt) => self.receipt(receipt),
-                Err(error) => warn!(%error, "a receipt is ignored"),
+                Err(error) => {
+                    warn!(%error, "a receipt is ignored");
+                    self.session.malformed_receipt();
+                }
             },
             Some(Down::Command) => self.command(bytes, retained),
             Some(Down::Inventory(meter)) if retained && !bytes.is_empty() => {
@@ -43,7 +46,11 @@ impl Driver {
         let (ledger, seq) = (receipt.ledger.clone(), receipt.confirmed_seq);
         self.session.handle(Event::Receipt(receipt), Instant::now().into_std());
         if self.session.ignored_receipts() > ignored {
-            warn!(ledger, seq, "a receipt is ignored: another ledger, or a record that was never sent");
+            warn!(
+                ledger,
+                seq,
+                "a receipt, or a part of it, is ignored: another ledger, or a record that was never sent"
+            );
         } else if rejected > 0 {
             warn!(seq, rejected, "billing has rejected records");
         }

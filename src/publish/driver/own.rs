@@ -136,19 +136,51 @@ impl Driver {
                 info!(topic, "somebody listens to the records again");
             }
         }
+        let now = Instant::now().into_std();
+        let late = self.session.awaiting_receipt_since(now);
+        if late.is_some() != self.receipt_late {
+            self.receipt_late = late.is_some();
+            if self.receipt_late {
+                let (acknowledged, confirmed) =
+                    (self.session.acknowledged_seq(), self.session.confirmed_seq());
+                warn!(
+                    acknowledged,
+                    confirmed,
+                    "billing has confirmed nothing for an hour; records are kept\n  hint: does it send receipts? else set mqtt.confirm = \"broker\""
+                );
+            } else {
+                info!("billing confirms again");
+            }
+        }
         let refusal = self.session.last_refusal().map(|code| format!("the broker refuses records: {code}"));
+        if refusal.is_some() != self.refused {
+            self.refused = refusal.is_some();
+            if let Some(error) = &refusal {
+                let topic = self.names.records();
+                warn!(error, topic, "records are kept\n  hint: may this user publish there?");
+            } else {
+                info!("the broker takes records again");
+            }
+        }
+        let own =
+            self.session.own_refusal().map(|code| format!("the broker refuses status or answers: {code}"));
+        let unheard = (self.connected && !self.unheard.is_empty())
+            .then(|| format!("the broker refuses the subscription to {}", self.unheard.join(" and ")));
         let shown = PublisherState {
             connected: self.connected,
             since: Some(self.since.into_std()),
             session: self.number.unwrap_or_default(),
-            last_error: refusal.or_else(|| self.last_error.clone()),
+            last_error: refusal.or_else(|| self.last_error.clone()).or(own).or(unheard),
             nobody_listens: nobody,
             in_flight: self.session.in_flight(),
             acknowledged: self.session.acknowledged_seq(),
             confirmed: self.session.confirmed_seq(),
             rejected: self.session.rejected().to_vec(),
+            rejected_unlisted: self.session.rejected_unlisted(),
+            awaiting_receipt_since: late,
+            replays_waiting: self.session.replays_waiting(),
             ignored_receipts: self.session.ignored_receipts(),
-            last_turn: Some(Instant::now().into_std()),
+            last_turn: Some(now),
         };
         self.state.send_if_modified(|state| {
             let comparable = PublisherState { last_turn: state.last_turn, ..shown.clone() };

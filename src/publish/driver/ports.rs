@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 
 use super::super::{
@@ -48,6 +48,13 @@ pub enum Incoming {
         /// What the ledger said.
         detail: String,
     },
+    /// Something that has to be put on record as a `change`.
+    OnRecord {
+        /// Its name.
+        change: &'static str,
+        /// What it says.
+        fields: Map<String, Value>,
+    },
 }
 
 /// The publisher at a glance.
@@ -69,9 +76,15 @@ pub struct PublisherState {
     pub acknowledged: Seq,
     /// Everything up to here is confirmed.
     pub confirmed: Seq,
-    /// Records that billing has refused, the latest last; at most a hundred.
+    /// Records that billing has refused and that were not sent again since, the latest last; at most two hundred.
     pub rejected: Vec<Rejected>,
-    /// Receipts for another ledger or for records that were never sent.
+    /// Rejections beyond those, since the start.
+    pub rejected_unlisted: u64,
+    /// Acknowledged records wait for a receipt since then, and that is longer than billing may take.
+    pub awaiting_receipt_since: Option<std::time::Instant>,
+    /// Replays that wait for their turn.
+    pub replays_waiting: usize,
+    /// Receipts that cannot be read, for another ledger or for records that were never sent.
     pub ignored_receipts: u64,
     /// When the loop last turned; it does so every ten seconds at least. A change of this alone wakes nobody.
     pub last_turn: Option<std::time::Instant>,

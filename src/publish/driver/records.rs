@@ -37,8 +37,9 @@ impl Driver {
         let topic = self.names.records();
         let Some(link) = &self.link else { return };
         let limit = MAX_RECORDS_BYTES.min(link.max_payload(&topic));
+        let wanted = self.session.message_bytes(limit);
         let count = usize::try_from(to - from + 1).unwrap_or(MAX_RECORDS).min(MAX_RECORDS);
-        let room = payload::room_for_lines(&self.names, self.ledger.id(), limit, count);
+        let room = payload::room_for_lines(&self.names, self.ledger.id(), wanted, count);
         let ledger = self.ledger.clone();
         let read = tokio::task::spawn_blocking(move || ledger.read(from, count, room)).await;
         let mut lines = match read {

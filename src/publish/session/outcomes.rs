@@ -1,17 +1,55 @@
-//! What acknowledgements, refusals, receipts and a lost connection do to the cursors.
+//! What acknowledgements, refusals and a lost connection do to the cursors, and to the size of messages.
 //!
 //! Knows which packet id carries which records; when to connect, send or give up is decided in `session`.
 
-use std::time::{Duration, Instant};
-
-use super::{
-    super::payload::Receipt, MAX_REJECTED, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Phase, Session, Tag, Verdict,
-    resumed,
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
 };
-use crate::config::Confirm;
+
+use super::{OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Phase, Session, Tag, Verdict, resumed};
+use crate::{config::Confirm, model::Seq};
 
 /// A connection that lasted so long was a good one, even if nothing was to be sent.
 const GOOD_CONNECTION: Duration = Duration::from_secs(60);
+/// Connections that end over the one message in flight before smaller ones are tried: a broker need not tell its limit, and
+/// with MQTT 3.1.1 it cannot. One loss is a loss; two over the same message look like its size.
+const LOSSES_TO_SHRINK: u32 = 2;
+/// Steps down, each to a quarter: at the last one nearly every record goes alone.
+const SHRINK_STEPS: u32 = 5;
+/// Accepted messages after which a size larger by one step is tried again.
+const ACCEPTED_TO_GROW: u32 = 200;
+
+/// How large messages of records may be, learnt from the connections that ended over one.
+#[derive(Debug, Default)]
+pub(super) struct MessageSize {
+    steps: u32,
+    losses: u32,
+    accepted: u32,
+}
+
+impl MessageSize {
+    pub(super) fn of(&self, limit: usize) -> usize {
+        limit >> (2 * self.steps)
+    }
+
+    fn lost(&mut self) {
+        self.losses += 1;
+        if self.losses >= LOSSES_TO_SHRINK {
+            self.steps = (self.steps + 1).min(SHRINK_STEPS);
+            (self.losses, self.accepted) = (0, 0);
+        }
+    }
+
+    pub(super) fn accepted(&mut self) {
+        self.losses = 0;
+        self.accepted += 1;
+        if self.accepted >= ACCEPTED_TO_GROW {
+            self.steps = self.steps.saturating_sub(1);
+            self.accepted = 0;
+        }
+    }
+}
 
 impl Session {
     pub(super) fn sent(&mut self, pkid: u16) {
@@ -34,13 +72,22 @@ impl Session {
         message.verdict = Some(verdict.clone());
         let tag = message.tag.clone();
         if tag == Tag::Own {
+            self.own_refusal = match verdict {
+                Verdict::Failed(code) => Some(code),
+                _ => None,
+            };
             self.settle();
             return;
         }
-        if let Tag::Replay(range) = tag
-            && verdict != Verdict::Accepted
-        {
-            self.replays.push_front(range);
+        if verdict == Verdict::Accepted {
+            self.size.accepted();
+        }
+        if let Tag::Replay(range) = tag {
+            if verdict == Verdict::Accepted {
+                self.parked.resent(&range);
+            } else {
+                self.give_back(range);
+            }
         }
         match verdict {
             Verdict::Accepted if !self.rewind => {
@@ -61,6 +108,22 @@ impl Session {
             }
         }
         self.settle();
+    }
+
+    /// A replay that was refused goes again, in its order, and joined: how it was cut must not fill the list. Requests may
+    /// change places.
+    fn give_back(&mut self, range: RangeInclusive<Seq>) {
+        let (from, mut to) = range.into_inner();
+        let at = self.replays.iter().position(|r| *r.start() > from).unwrap_or(self.replays.len());
+        if self.replays.get(at).is_some_and(|next| *next.start() == to + 1)
+            && let Some(next) = self.replays.remove(at)
+        {
+            to = *next.end();
+        }
+        match at.checked_sub(1).and_then(|before| self.replays.get_mut(before)) {
+            Some(before) if *before.end() + 1 == from => *before = *before.start()..=to,
+            _ => self.replays.insert(at, from..=to),
+        }
     }
 
     fn refused(&mut self, now: Instant) {
@@ -115,11 +178,16 @@ impl Session {
         {
             self.attempts = 0;
         }
-        for message in self.outstanding.drain(..).rev() {
+        self.owed.offline(now);
+        let mut open = self.outstanding.iter().filter(|o| o.verdict.is_none() && o.tag != Tag::Own);
+        if self.careful && open.next().is_some_and(|o| o.pkid.is_some()) {
+            self.size.lost();
+        }
+        for message in std::mem::take(&mut self.outstanding).into_iter().rev() {
             if let Tag::Replay(range) = message.tag
                 && message.verdict.is_none()
             {
-                self.replays.push_front(range);
+                self.give_back(range);
             }
         }
         // A connection that was lost within the overlap goes on where it was, so that short ones make progress too.
@@ -138,28 +206,5 @@ impl Session {
         let ceiling = (PAUSE_MIN_MS << self.attempts.min(6)).min(PAUSE_MAX_MS);
         let pause = PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1);
         self.phase = Phase::Waiting { until: now + Duration::from_millis(pause) };
-    }
-
-    pub(super) fn receipt(&mut self, receipt: Receipt) {
-        if receipt.ledger != self.ledger || receipt.confirmed_seq > self.highest_sent {
-            self.ignored_receipts += 1;
-            return;
-        }
-        for rejected in receipt.rejected {
-            if rejected.seq <= self.highest_sent && !self.rejected.contains(&rejected) {
-                if self.rejected.len() >= MAX_REJECTED {
-                    self.rejected.remove(0);
-                }
-                self.rejected.push(rejected);
-            }
-        }
-        if self.confirm == Confirm::Billing {
-            // Who has committed a record has received it, whatever became of the broker's own word.
-            self.confirmed = self.confirmed.max(receipt.confirmed_seq);
-            self.acknowledged = self.acknowledged.max(self.confirmed);
-            self.reached = self.reached.max(self.confirmed);
-            self.next = self.next.max(self.confirmed + 1);
-            self.settle();
-        }
     }
 }
