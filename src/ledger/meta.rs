@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LedgerError,
+    canonical::MAX_INTEGER,
     chain::{hex, sha256_hex},
     disk::Disk,
     files::{io_error, replace},
@@ -80,7 +81,20 @@ impl Meta {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error(&path)(error)),
         };
-        serde_json::from_slice(&text).map(Some).map_err(|error| io_error(&path)(io::Error::other(error)))
+        Meta::parse(&text).map(Some).map_err(|error| io_error(&path)(io::Error::other(error)))
+    }
+
+    /// From the bytes of its file: whatever they are, each removed range is one.
+    pub fn parse(bytes: &[u8]) -> Result<Meta, String> {
+        let meta: Meta = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let faulty =
+            |range: &&Pruned| range.first == 0 || range.first > range.last || range.last > MAX_INTEGER;
+        match meta.pruned.iter().find(faulty) {
+            Some(Pruned { first, last, .. }) => {
+                Err(format!("seq {first} to {last} is no range of records; expected 1 to {MAX_INTEGER}"))
+            }
+            None => Ok(meta),
+        }
     }
 
     /// Writes it durably.
@@ -133,21 +147,30 @@ impl Cursors {
         let path = dir.join(CURSORS);
         let name = path.display();
         let text = disk.read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
-        let checked: Checked =
-            serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
+        Cursors::parse(&text, ledger).map_err(|detail| format!("cursors {name}: {detail}"))
+    }
+
+    /// From the bytes of their file.
+    pub fn parse(bytes: &[u8], ledger: &str) -> Result<Cursors, String> {
+        let checked: Checked = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if checked.ledger != ledger {
-            return Err(format!("cursors {name}: of ledger {}; expected {ledger}", checked.ledger));
+            return Err(format!("of ledger {}; expected {ledger}", checked.ledger));
         }
         if checked.check != check(ledger, &checked.cursors) {
-            return Err(format!("cursors {name}: damaged, the check does not match"));
+            return Err("damaged, the check does not match".into());
         }
         Ok(checked.cursors)
     }
 
+    /// The bytes of their file.
+    pub fn to_bytes(&self, ledger: &str) -> Vec<u8> {
+        let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
+        serde_json::to_vec_pretty(&checked).unwrap_or_default()
+    }
+
     /// Writes them durably.
     pub fn store(&self, disk: &dyn Disk, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
-        let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
-        replace(disk, dir, CURSORS, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
+        replace(disk, dir, CURSORS, &self.to_bytes(ledger))
     }
 }
 
@@ -169,6 +192,20 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap().replace("12", "92");
         fs::write(&path, text).unwrap();
         assert!(Cursors::load(&RealDisk, dir.path(), "abc").unwrap_err().contains("damaged"));
+    }
+
+    /// Its next neighbour could not be counted: this was an overflow.
+    #[test]
+    fn a_range_that_no_ledger_can_have_is_refused() {
+        let meta = |first: Seq, last: Seq| {
+            let range = Pruned { first, last, prev_hash: String::new(), last_hash: String::new() };
+            let meta = Meta { id: "a".into(), created: Utc::default(), pruned: vec![range] };
+            Meta::parse(&serde_json::to_vec(&meta).unwrap())
+        };
+        assert!(meta(1, 9).is_ok());
+        for (first, last) in [(0, 1), (9, 8), (1, Seq::MAX)] {
+            assert!(meta(first, last).unwrap_err().contains("no range of records"));
+        }
     }
 
     #[test]
