@@ -39,8 +39,10 @@ fuzz_target!(|data: &[u8]| {
     let (mut lines, mut seq, mut prev) = (Lines::new(vec![key]), 1_u64, GENESIS.to_owned());
     for text in data.split(|byte| *byte == b'\n') {
         let Ok(mut record) = serde_json::from_slice::<Map<String, Value>>(text) else { continue };
-        if record.get("key_id") == Some(&"*".into()) {
-            record.insert("key_id".into(), key.id().into());
+        for name in ["key_id", "old_key_id"] {
+            if record.get(name) == Some(&"*".into()) {
+                record.insert(name.into(), key.id().into());
+            }
         }
         if record.get("head") == Some(&"*".into()) {
             record.insert("head".into(), prev.clone().into());
