@@ -11,6 +11,7 @@ jobs=${2:-1}
 export RUSTC_BOOTSTRAP=1
 # Without a sanitizer libFuzzer does not see an allocation before it is touched: the address space is the limit.
 memory_mb=4096
+host=$(rustc -vV | sed -n "s/^host: //p")
 all=$(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' Cargo.toml)
 
 cargo fuzz build --sanitizer none >&2 || exit 2
@@ -40,10 +41,11 @@ for target in $targets; do
     while [ "$job" -lt "$jobs" ]; do
         (
             ulimit -v $((memory_mb * 1024))
+            # The program itself, so that a source that changes meanwhile is not built in between.
             # shellcheck disable=SC2046 # no dictionary is no argument
-            exec nice -n 10 cargo fuzz run "$target" --sanitizer none -- -max_total_time="$seconds" \
-                -rss_limit_mb=1024 -timeout=10 -max_len=16384 -print_final_stats=1 -reload=1 \
-                $(dictionary "$target")
+            exec nice -n 10 "target/$host/release/$target" "corpus/$target" "-artifact_prefix=artifacts/$target/" \
+                -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=10 -max_len=16384 -print_final_stats=1 \
+                -reload=1 $(dictionary "$target")
         ) >"$logs/$target.$job" 2>&1 &
         job=$((job + 1))
     done

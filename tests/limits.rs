@@ -95,7 +95,10 @@ fn sources() -> BTreeMap<String, String> {
             }
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             let test = name.ends_with("/tests.rs") || name.ends_with("_tests.rs") || name.contains("/tests/");
-            if test || !name.ends_with(".rs") || APART.iter().any(|apart| name.starts_with(apart)) {
+            if test
+                || path.extension().is_none_or(|end| end != "rs")
+                || APART.iter().any(|apart| name.starts_with(apart))
+            {
                 continue;
             }
             let code = without_comments_and_literals(&fs::read_to_string(&path).unwrap());

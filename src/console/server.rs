@@ -100,9 +100,10 @@ async fn connection(
         () = over => {}
     }
     served.as_mut().graceful_shutdown();
-    match timeout(LAST_ANSWER, served).await {
-        Ok(end) => note(end),
-        Err(_) => tracing::debug!("a connection to the console has had its time"),
+    if let Ok(end) = timeout(LAST_ANSWER, served).await {
+        note(end);
+    } else {
+        tracing::debug!("a connection to the console has had its time");
     }
 }
 
