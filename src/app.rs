@@ -27,7 +27,7 @@ use crate::{
     bus::RealPorts,
     clock::{Clock, SystemClock},
     config::{self, Settings},
-    console::{self, Console},
+    console::{self, Console, Door},
     identity::Identity,
     ledger::{self, Cursor, FileLedger, Ledger, SharedLedger},
     publish::RealBroker,
@@ -119,7 +119,7 @@ struct Daemon {
     clock: Arc<dyn Clock>,
     files: Arc<FileLedger>,
     house: House,
-    servers: JoinSet<io::Result<()>>,
+    servers: JoinSet<()>,
     servers_stop: watch::Sender<bool>,
     /// The last reload found a faulty configuration: the one on disk is not the one in force.
     refused: bool,
@@ -237,7 +237,7 @@ impl Daemon {
         let dir = self.house.telemetry().settings().gateway.data_dir.clone();
         self.house.stop().await;
         let _ = self.servers_stop.send(true);
-        self.servers.abort_all();
+        while self.servers.join_next().await.is_some() {} // they end by themselves, soon: `console::server`
         let _ = std::fs::remove_file(dir.join(SOCKET));
         self.files.close();
         tracing::info!(seq = self.files.head().borrow().seq, "stopped");
@@ -248,7 +248,7 @@ async fn listen(
     settings: &Settings,
     console: &Arc<Console>,
     down: &watch::Receiver<bool>,
-) -> anyhow::Result<JoinSet<io::Result<()>>> {
+) -> anyhow::Result<JoinSet<()>> {
     let mut servers = JoinSet::new();
     let router = console::router(Arc::clone(console));
     let path = settings.gateway.data_dir.join(SOCKET);
@@ -261,12 +261,12 @@ async fn listen(
     let socket = UnixListener::bind(&path)
         .with_context(|| format!("{}: the socket cannot be made", path.display()))?;
     let owner = router.clone().merge(console::owner_router(Arc::clone(console)));
-    servers.spawn(console::serve_unix(socket, owner, down.clone()));
+    servers.spawn(console::serve(socket, Door::Owner, owner, down.clone()));
     if let Some(address) = settings.console {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("[console] listen = \"{address}\": cannot be listened on"))?;
-        servers.spawn(console::serve_tcp(listener, router, down.clone()));
+        servers.spawn(console::serve(listener, Door::Port, router, down.clone()));
     }
     Ok(servers)
 }

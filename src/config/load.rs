@@ -48,10 +48,41 @@ pub fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
+/// Where the texts of a configuration stand.
+pub trait Shelf {
+    /// A whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// What is in a directory, in any order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+}
+
+/// The machine's own files.
+struct FileSystem;
+
+impl Shelf for FileSystem {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+    }
+}
+
 /// Reads a whole configuration without touching hardware or network. Either it is faultless, poll plan
 /// included, or every fault is returned.
 pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Settings, Vec<Fault>> {
-    let mut files = Files::default();
+    load_from(&FileSystem, path, env)
+}
+
+/// The same with the texts from elsewhere. What holds a secret (`password_file`, `ca_file`, …) is still looked at where
+/// it lies.
+pub fn load_from(
+    shelf: &dyn Shelf,
+    path: &Path,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, Vec<Fault>> {
+    let mut files = Files { shelf, paths: Vec::new(), contents: Vec::new() };
     let file = path.display().to_string();
     let Some(text) = files.read(path).map_err(|error| vec![unreadable(&file, &error)])? else {
         return Err(vec![not_text(&file)]);
@@ -104,16 +135,16 @@ pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Res
 }
 
 /// Every file that was read, and the hash over them.
-#[derive(Default)]
-struct Files {
+struct Files<'a> {
+    shelf: &'a dyn Shelf,
     paths: Vec<PathBuf>,
     contents: Vec<Vec<u8>>,
 }
 
-impl Files {
+impl Files<'_> {
     /// Its text; `None` when it is not UTF-8.
     fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
-        let bytes = fs::read(path)?;
+        let bytes = self.shelf.read(path)?;
         let text = String::from_utf8(bytes.clone()).ok();
         self.paths.push(path.to_owned());
         self.contents.push(bytes);
@@ -158,13 +189,13 @@ fn not_text(file: &str) -> Fault {
 fn profiles(
     root: &Section,
     base: &Path,
-    files: &mut Files,
+    files: &mut Files<'_>,
     findings: &Findings,
 ) -> (BTreeMap<String, SharedProfile>, BTreeSet<String>) {
     let mut texts = Vec::new();
     let mut broken = BTreeSet::new();
     if let Some(dir) = root.text("profiles_dir").map(|dir| base.join(dir)) {
-        let paths = profile_files(&dir).unwrap_or_else(|error| {
+        let paths = profile_files(files.shelf, &dir).unwrap_or_else(|error| {
             let message = format!("cannot read {}: {error}", dir.display());
             root.fault("profiles_dir", message, Some("a directory, relative to this file".into()));
             Vec::new()
@@ -196,19 +227,14 @@ fn profiles(
 }
 
 /// Sorted, so that the hash and the order of faults do not depend on the file system.
-fn profile_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == PROFILE_EXTENSION) {
-            paths.push(path);
-        }
-    }
+fn profile_files(shelf: &dyn Shelf, dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = shelf.list(dir)?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == PROFILE_EXTENSION));
     paths.sort();
     Ok(paths)
 }
 
-fn sheet(root: &Section, base: &Path, files: &mut Files, findings: &Findings) -> (String, Sheet) {
+fn sheet(root: &Section, base: &Path, files: &mut Files<'_>, findings: &Findings) -> (String, Sheet) {
     let Some(path) = root.text("meters_file").map(|name| base.join(name)) else {
         return (String::new(), Sheet::default());
     };

@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub use fault::Fault;
-pub use load::{environment, load};
+pub use load::{Shelf, environment, load, load_from};
 
 /// A whole, faultless configuration.
 #[derive(Debug, Clone)]

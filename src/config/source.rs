@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use config::{Config, ConfigError, Environment, File, FileFormat, ValueKind};
+use config::{Config, ConfigError, Environment, File, FileFormat, Source, ValueKind};
 use serde_json::{Map, Value};
 
 use super::Fault;
@@ -15,6 +15,9 @@ const PREFIX: &str = "METER_GATEWAY";
 const SEPARATOR: &str = "__";
 /// Lists: which entry is meant cannot be said in a variable.
 const LISTS: [&str; 2] = ["bus", "meter"];
+
+/// In a quoted key of the file the crate takes these for a path: `"bus[4000000000]" = 1` would make a list that long.
+const PATH_SIGNS: [char; 3] = ['.', '[', ']'];
 
 /// What a text and the environment say together.
 #[derive(Debug, Default)]
@@ -51,8 +54,18 @@ pub(super) fn merge(
         .prefix_separator(SEPARATOR)
         .separator(SEPARATOR)
         .source(Some(variables));
+    let typed = File::from_str(text, FileFormat::Toml);
+    let keys = typed.collect().map_err(|error| syntax(file, &error))?;
+    if let Some(key) = keys.keys().find(|key| key.contains(PATH_SIGNS)) {
+        return Err(Fault {
+            file: file.to_owned(),
+            place: key.clone(),
+            message: "this names no key".into(),
+            hint: Some("sections are written as [section], their keys below".into()),
+        });
+    }
     let built = Config::builder()
-        .add_source(File::from_str(text, FileFormat::Toml))
+        .add_source(typed)
         .add_source(environment)
         .build()
         .map_err(|error| syntax(file, &error))?;
@@ -141,6 +154,16 @@ mod tests {
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    /// The crate would make a list of four thousand million entries for the first of these, and run out of memory.
+    #[test]
+    fn a_quoted_key_is_no_path() {
+        for key in ["bus[4000000000]", "bus[-4000000000]", "mqtt.url"] {
+            let fault = merge(&format!("[site]\nid = \"a\"\n[\"{key}\"]\nx = 1"), "f", env(&[])).unwrap_err();
+            assert_eq!((fault.place.as_str(), fault.message.as_str()), (key, "this names no key"));
+        }
+        assert!(merge("[site]\n\"a.b[4]\" = 1", "f", env(&[])).is_ok(), "below a section it is a plain name");
     }
 
     #[test]

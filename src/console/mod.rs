@@ -4,22 +4,22 @@
 //! the bus.
 
 mod metrics;
+mod server;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use server::{Door, MAX_CONNECTIONS, serve};
 
 use crate::{
     billing,
@@ -32,6 +32,8 @@ use crate::{
 
 /// Readings in one page, at most.
 const PAGE: usize = 1000;
+/// Bytes of a request's body: the longest there is names one meter and two numbers. 413 beyond.
+const MAX_BODY_BYTES: usize = 16 * 1024;
 /// How long somebody who asked for a read waits: a busy bus finishes its sweep first.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -78,36 +80,16 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/api/v1/read", post(read))
         .route("/api/v1/ledger/replay", post(replay))
         .route("/api/v1/ledger/manifest", get(manifest))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(console)
 }
 
 /// What only the owner of the data directory may ask for: on the Unix socket, never on a port.
 pub fn owner_router(console: Arc<Console>) -> Router {
-    Router::new().route("/api/v1/identity/rotate", post(rotate)).with_state(console)
-}
-
-/// Serves on a TCP listener until shutdown.
-pub async fn serve_tcp(
-    listener: TcpListener,
-    router: Router,
-    mut shutdown: watch::Receiver<bool>,
-) -> std::io::Result<()> {
-    let ends = async move {
-        let _ = shutdown.wait_for(|down| *down).await;
-    };
-    axum::serve(listener, router).with_graceful_shutdown(ends).await
-}
-
-/// Serves on a Unix socket until shutdown.
-pub async fn serve_unix(
-    listener: UnixListener,
-    router: Router,
-    mut shutdown: watch::Receiver<bool>,
-) -> std::io::Result<()> {
-    let ends = async move {
-        let _ = shutdown.wait_for(|down| *down).await;
-    };
-    axum::serve(listener, router).with_graceful_shutdown(ends).await
+    Router::new()
+        .route("/api/v1/identity/rotate", post(rotate))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(console)
 }
 
 fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {

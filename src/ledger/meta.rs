@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     LedgerError,
+    canonical::MAX_INTEGER,
     chain::{hex, sha256_hex},
     disk::Disk,
     files::{io_error, replace},
@@ -94,13 +95,25 @@ impl Meta {
             Err(error) => return Err(io_error(&path)(error)),
         };
         let damaged = |detail: String| io_error(&path)(io::Error::new(io::ErrorKind::InvalidData, detail));
-        let checked: CheckedMeta =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        let same = serde_json::to_vec_pretty(&checked).is_ok_and(|again| again == text);
+        Meta::parse(&text).map(Some).map_err(damaged)
+    }
+
+    /// From the bytes of its file: they prove themselves, and each removed range is one.
+    pub fn parse(bytes: &[u8]) -> Result<Meta, String> {
+        let checked: CheckedMeta = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let same = serde_json::to_vec_pretty(&checked).is_ok_and(|again| again == bytes);
         if !same || checked.check != checked.meta.check() {
-            return Err(damaged("damaged, the check does not match".into()));
+            return Err("damaged, the check does not match".into());
         }
-        Ok(Some(checked.meta))
+        let meta = checked.meta;
+        let faulty =
+            |range: &&Pruned| range.first == 0 || range.first > range.last || range.last > MAX_INTEGER;
+        match meta.pruned.iter().find(faulty) {
+            Some(Pruned { first, last, .. }) => {
+                Err(format!("seq {first} to {last} is no range of records; expected 1 to {MAX_INTEGER}"))
+            }
+            None => Ok(meta),
+        }
     }
 
     /// Writes it durably.
@@ -161,13 +174,17 @@ impl Cursors {
         let path = dir.join(CURSORS);
         let name = path.display();
         let text = disk.read(&path).map_err(|error| format!("cursors {name}: {error}"))?;
-        let checked: Checked =
-            serde_json::from_slice(&text).map_err(|error| format!("cursors {name}: {error}"))?;
+        Cursors::parse(&text, ledger).map_err(|detail| format!("cursors {name}: {detail}"))
+    }
+
+    /// From the bytes of their file.
+    pub fn parse(bytes: &[u8], ledger: &str) -> Result<Cursors, String> {
+        let checked: Checked = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if checked.ledger != ledger {
-            return Err(format!("cursors {name}: of ledger {}; expected {ledger}", checked.ledger));
+            return Err(format!("of ledger {}; expected {ledger}", checked.ledger));
         }
         if checked.check != check(ledger, &checked.cursors) {
-            return Err(format!("cursors {name}: damaged, the check does not match"));
+            return Err("damaged, the check does not match".into());
         }
         Ok(checked.cursors)
     }
@@ -178,10 +195,15 @@ impl Cursors {
         (checked.check == check(&checked.ledger, &checked.cursors)).then_some(checked.ledger)
     }
 
+    /// The bytes of their file.
+    pub fn to_bytes(&self, ledger: &str) -> Vec<u8> {
+        let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
+        serde_json::to_vec_pretty(&checked).unwrap_or_default()
+    }
+
     /// Writes them durably.
     pub fn store(&self, disk: &dyn Disk, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
-        let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
-        replace(disk, dir, CURSORS, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
+        replace(disk, dir, CURSORS, &self.to_bytes(ledger))
     }
 }
 
@@ -203,6 +225,21 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap().replace("12", "92");
         fs::write(&path, text).unwrap();
         assert!(Cursors::load(&RealDisk, dir.path(), "abc").unwrap_err().contains("damaged"));
+    }
+
+    /// Its next neighbour could not be counted: this was an overflow.
+    #[test]
+    fn a_range_that_no_ledger_can_have_is_refused() {
+        let meta = |first: Seq, last: Seq| {
+            let range = Pruned { first, last, prev_hash: String::new(), last_hash: String::new() };
+            let meta = Meta { id: "a".into(), created: Utc::default(), pruned: vec![range] };
+            let checked = CheckedMeta { check: meta.check(), meta };
+            Meta::parse(&serde_json::to_vec_pretty(&checked).unwrap())
+        };
+        assert!(meta(1, 9).is_ok());
+        for (first, last) in [(0, 1), (9, 8), (1, Seq::MAX)] {
+            assert!(meta(first, last).unwrap_err().contains("no range of records"));
+        }
     }
 
     #[test]

@@ -13,10 +13,12 @@ pub mod disk;
 mod files;
 mod index;
 mod memory;
-mod meta;
+#[doc(hidden)] // for the fuzz targets: what is read back from disk is foreign
+pub mod meta;
 mod segments;
 mod store;
-mod summary;
+#[doc(hidden)] // as above
+pub mod summary;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -141,7 +141,7 @@ pub fn pack_places(first: Seq, places: &[Place]) -> Vec<u8> {
     out
 }
 
-/// The reverse; `None` when the length is not a multiple of a place.
+/// The reverse; `None` when the length is not a multiple of a place, or a place beyond any ledger's.
 pub fn unpack_places(first: Seq, bytes: &[u8]) -> Option<Vec<Place>> {
     let (places, rest) = bytes.as_chunks::<PLACE_BYTES>();
     let unpacked = places.iter().map(|place| {
@@ -149,7 +149,7 @@ pub fn unpack_places(first: Seq, bytes: &[u8]) -> Option<Vec<Place>> {
         let (offset, place) = place.split_first_chunk::<4>()?;
         let (at_ms, missing) = place.split_first_chunk::<8>()?;
         Some(Place {
-            seq: first + u64::from(u32::from_le_bytes(*distance)),
+            seq: first.checked_add(u32::from_le_bytes(*distance).into())?,
             offset: u32::from_le_bytes(*offset).into(),
             at_ms: i64::from_le_bytes(*at_ms),
             missing: missing.first() == Some(&1),
@@ -172,7 +172,8 @@ pub fn unpack_sparse(first: Seq, bytes: &[u8]) -> Option<Vec<(Seq, u64)>> {
     let unpacked = pairs.iter().map(|pair| {
         let (distance, offset) = pair.split_first_chunk::<4>()?;
         let offset = offset.first_chunk::<4>()?;
-        Some((first + u64::from(u32::from_le_bytes(*distance)), u64::from(u32::from_le_bytes(*offset))))
+        let seq = first.checked_add(u32::from_le_bytes(*distance).into())?;
+        Some((seq, u64::from(u32::from_le_bytes(*offset))))
     });
     if rest.is_empty() { unpacked.collect() } else { None }
 }
@@ -193,6 +194,8 @@ mod tests {
             .collect();
         assert_eq!(unpack_places(1000, &pack_places(1000, &places)), Some(places));
         assert_eq!(unpack_places(1, &[0; 16]), None);
+        assert_eq!(unpack_places(Seq::MAX, &[1; 17]), None, "this was an overflow");
+        assert_eq!(unpack_sparse(Seq::MAX, &[1; 8]), None);
         let sparse = vec![(1000, 0), (1064, 30_000)];
         assert_eq!(unpack_sparse(1000, &pack_sparse(1000, &sparse)).as_ref(), Some(&sparse));
         assert_eq!(Summary::offset_before(&sparse, 1063), 0);

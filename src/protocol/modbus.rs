@@ -119,7 +119,7 @@ fn rtu_answer_at(request: &[u8], received: &[u8], start: usize) -> Framing {
         match answer.get(2) {
             None => return Framing::Incomplete,
             Some(&bytes) if usize::from(bytes) != 2 * usize::from(count) => {
-                return Framing::Unfit(format!("{bytes} bytes came, {} were asked", 2 * count));
+                return Framing::Unfit(format!("{bytes} bytes came, {} were asked", 2 * usize::from(count)));
             }
             Some(_) => {}
         }
@@ -232,6 +232,16 @@ mod tests {
                 Framing::Unfit(detail) => assert!(detail.contains(says), "{detail}"),
                 other => panic!("{answer}: {other:?}"),
             }
+        }
+    }
+
+    /// Twice the count is more than 16 bits hold: this was an overflow.
+    #[test]
+    fn a_request_that_no_meter_could_answer_is_not_answered() {
+        let request = bytes("0103000090000000");
+        match rtu_answer(&request, &bytes("01030400000000")) {
+            Framing::Unfit(detail) => assert!(detail.contains("73728 were asked"), "{detail}"),
+            other => panic!("{other:?}"),
         }
     }
 

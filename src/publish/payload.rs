@@ -164,6 +164,7 @@ pub struct Rejected {
 impl Receipt {
     /// Reads a receipt; unknown fields are passed over.
     pub fn parse(bytes: &[u8]) -> Result<Receipt, PayloadError> {
+        bounded("receipt", bytes)?;
         serde_json::from_slice(bytes).map_err(|e| malformed("receipt", &e, None))
     }
 }
@@ -194,6 +195,7 @@ struct TypedCommand {
 impl Command {
     /// Reads a command; the error carries its id when that much could be read.
     pub fn parse(bytes: &[u8]) -> Result<Command, PayloadError> {
+        bounded("command", bytes)?;
         let typed: TypedCommand =
             serde_json::from_slice(bytes).map_err(|e| malformed("command", &e, id_of(bytes)))?;
         if typed.id.is_empty() || typed.id.len() > MAX_COMMAND_ID_BYTES {
@@ -215,6 +217,15 @@ impl Command {
     pub fn expired(&self, now: Utc) -> bool {
         self.expires_at.is_some_and(|at| now >= at)
     }
+}
+
+/// The client keeps to the packet limit as well; this is for whoever replaces it.
+fn bounded(what: &'static str, bytes: &[u8]) -> Result<(), PayloadError> {
+    if bytes.len() <= MAX_PACKET_BYTES {
+        return Ok(());
+    }
+    let detail = format!("{} bytes came, expected at most {MAX_PACKET_BYTES}", bytes.len());
+    Err(PayloadError::Malformed { what, detail, id: None })
 }
 
 fn malformed(what: &'static str, error: &serde_json::Error, id: Option<String>) -> PayloadError {

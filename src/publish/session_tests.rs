@@ -51,6 +51,14 @@ fn send_all(s: &mut Session, per: Seq, first: u16, now: Instant) -> Vec<(u16, Ta
 }
 
 #[test]
+fn too_many_replays_are_refused_and_the_others_wait() {
+    let now = Instant::now();
+    let mut s = Session::new(LEDGER, Confirm::Broker, 9, 9, 9, now);
+    let taken = (0..100).filter(|_| s.replay(1, 9)).count();
+    assert_eq!((taken, s.replays.len()), (MAX_REPLAYS, MAX_REPLAYS));
+}
+
+#[test]
 fn one_message_first_then_the_whole_window() {
     let now = Instant::now();
     let mut s = session(Confirm::Broker, 100_000, now);

@@ -16,6 +16,10 @@ use super::{
 };
 use crate::model::MeterId;
 
+/// Messages of our own that may wait while descriptions are being removed: a broker that holds more of them tells the
+/// rest again at the next connection.
+const MAX_WAITING: usize = 4096;
+
 impl Driver {
     pub(super) fn message(&mut self, topic: &str, bytes: &Bytes, retained: bool) {
         match self.names.classify(topic) {
@@ -30,7 +34,7 @@ impl Driver {
             Some(Down::Inventory(meter)) if retained && !bytes.is_empty() => {
                 let known =
                     meter.parse::<MeterId>().is_ok_and(|id| self.inventory.borrow().contains_key(&id));
-                if !known {
+                if !known && self.own.len() < MAX_WAITING {
                     info!(meter, "removing the description of a meter that is no longer configured");
                     let message = self.inventory_message(meter, Bytes::new());
                     self.own.push_back(message);

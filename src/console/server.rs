@@ -1,0 +1,114 @@
+//! Connections: how many there may be, how long a request may take to arrive, how long one may last.
+//!
+//! Each door counts its own, so that whoever fills the port does not lock out the owner at the Unix socket. Knows no
+//! route.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, serve::Listener};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// Connections at one door at once: people, a scraper and a script need a dozen. One more waits in the kernel's
+/// queue until another ends.
+pub const MAX_CONNECTIONS: usize = 64;
+/// Bytes of a request's first line and headers together; 431 beyond.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// From the first wait for a request to the end of its headers; also how long a connection may idle.
+const HEADER_LIMIT: Duration = Duration::from_secs(30);
+/// Longest life of a connection at a port, whatever it does: a peer that reads slowly, or sends its body byte by byte,
+/// does not keep its place for ever. Then the answer under way is finished, and the connection closed.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
+/// How long that last answer may take: as long as somebody waits for a meter, and a little.
+const LAST_ANSWER: Duration = Duration::from_secs(40);
+/// How long answers under way may take at the end: most are in a pipe already, and the daemon's whole end is 5 s.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
+
+/// Who comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Whoever may enter the data directory: an export takes as long as it takes.
+    Owner,
+    /// Anybody who reaches the port.
+    Port,
+}
+
+/// Serves until shutdown. A system that refuses connections (no file descriptors left) is asked again in a second.
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    door: Door,
+    router: Router,
+    shutdown: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut down = shutdown.clone();
+    let down = async move {
+        let _ = down.wait_for(|down| *down).await;
+    };
+    tokio::pin!(down);
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await.0)
+        };
+        let (place, stream) = tokio::select! {
+            next = next => next,
+            () = &mut down => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            connection(stream, door, router, shutdown).await;
+            drop(place);
+        });
+    }
+    let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// One connection, until its peer has enough, its time is over, or the daemon ends.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    door: Door,
+    router: Router,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_LIMIT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(served);
+    let over = async {
+        match door {
+            Door::Owner => std::future::pending().await,
+            Door::Port => sleep(CONNECTION_LIMIT).await,
+        }
+    };
+    tokio::select! {
+        end = served.as_mut() => return note(end),
+        _ = shutdown.wait_for(|down| *down) => {}
+        () = over => {}
+    }
+    served.as_mut().graceful_shutdown();
+    if let Ok(end) = timeout(LAST_ANSWER, served).await {
+        note(end);
+    } else {
+        tracing::debug!("a connection to the console has had its time");
+    }
+}
+
+fn note(end: hyper::Result<()>) {
+    if let Err(error) = end {
+        tracing::debug!(%error, "a connection to the console ended early");
+    }
+}
