@@ -138,7 +138,10 @@ impl Daemon {
         clock.refresh().await;
         let (now, trust) = (clock.wall(), clock.state());
         let (files, incidents) = tokio::task::spawn_blocking(move || {
-            FileLedger::open(&dir, ledger::Options { now, clock: trust, reserve_bytes, ..ledger::Options::default() })
+            FileLedger::open(
+                &dir,
+                ledger::Options { now, clock: trust, reserve_bytes, ..ledger::Options::default() },
+            )
         })
         .await??;
         let ledger: SharedLedger = Arc::clone(&files) as _;

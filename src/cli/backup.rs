@@ -27,7 +27,11 @@ pub async fn backup(settings: &Settings, to: &Path) -> anyhow::Result<ExitCode> 
     let dir = &settings.gateway.data_dir;
     // What a running daemon says is stored is on its disk; what lies behind that may not be.
     let durable = match Daemon::connect(dir).await? {
-        Some(mut daemon) => daemon.get_json("/api/v1/status").await?.pointer("/store/last_seq").and_then(serde_json::Value::as_u64),
+        Some(mut daemon) => daemon
+            .get_json("/api/v1/status")
+            .await?
+            .pointer("/store/last_seq")
+            .and_then(serde_json::Value::as_u64),
         None => None,
     };
     let bar = bar()?;
@@ -82,5 +86,9 @@ fn faults(copied: &Copied) -> anyhow::Result<ExitCode> {
     if copied.faults.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    no(format!("{}\n{} fault(s) in the original, copied as they are", copied.faults.join("\n"), copied.faults.len()))
+    no(format!(
+        "{}\n{} fault(s) in the original, copied as they are",
+        copied.faults.join("\n"),
+        copied.faults.len()
+    ))
 }

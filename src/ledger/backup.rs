@@ -66,7 +66,8 @@ pub fn backup(
         Err(error) => return Err(io_error(target)(error)),
     };
     if there && Meta::load(&*disk, &into)?.is_none_or(|older| older.id != meta.id) {
-        let detail = format!("not empty, and no backup of ledger {}\n  hint: give an empty directory", meta.id);
+        let detail =
+            format!("not empty, and no backup of ledger {}\n  hint: give an empty directory", meta.id);
         return Err(refused(target, &detail));
     }
     disk.create_dirs(&into).map_err(io_error(&into))?;
@@ -121,7 +122,7 @@ pub fn restore(
         return Ok(Restored { ledger: meta.id, next: end + 1, copied });
     }
     let why = format!("restored from a backup that ends at seq {end}; what was sent after it is not known");
-    let meta = begin_again(&*disk, &into, &why, now, &mut Vec::new())?;
+    let meta = begin_again(&*disk, &into, &why, Some(now), &mut Vec::new())?;
     Ok(Restored { ledger: meta.id, next: 2, copied })
 }
 
@@ -136,8 +137,7 @@ fn copy(
     let have = list(disk, into)?;
     let total = files.iter().map(|(_, bytes)| bytes).sum();
     let head = Head { seq: 0, hash: GENESIS.into() };
-    let mut copied =
-        Copied { ledger: String::new(), head, files: (0, 0), bytes: 0, faults: Vec::new() };
+    let mut copied = Copied { ledger: String::new(), head, files: (0, 0), bytes: 0, faults: Vec::new() };
     let mut done = 0;
     for (at, (first, bytes)) in files.iter().enumerate() {
         if to.is_some_and(|to| *first > to) {
@@ -154,13 +154,18 @@ fn copy(
         // A sealed file whole, as it is; the open one up to the last durable record.
         let length = if sealed_before.is_some_and(|end| end <= last) { *bytes } else { found.good };
         copied.faults.extend(found.summary.header.damage.iter().cloned());
-        if have.contains(&(*first, length)) && same_end(disk, &segment_path(into, *first), *first, last, length, &found)? {
+        if have.contains(&(*first, length))
+            && same_end(disk, &segment_path(into, *first), *first, last, length, &found)?
+        {
             copied.files.1 += 1;
         } else {
             let part = into.join(format!("{first:020}.part"));
             write(disk, &source, &part, length)?;
             if !same_end(disk, &part, *first, last, length, &found)? {
-                return Err(refused(&part, "what was copied reads back differently\n  hint: is the disk of the backup sound?"));
+                return Err(refused(
+                    &part,
+                    "what was copied reads back differently\n  hint: is the disk of the backup sound?",
+                ));
             }
             let name = segment_path(into, *first);
             disk.rename(&part, &name).map_err(io_error(&name))?;

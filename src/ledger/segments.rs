@@ -146,7 +146,11 @@ pub fn last_hash(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<(Se
 }
 
 /// The last line of a segment that proves itself, wherever it stands. Reads from the end, in growing steps.
-pub fn last_readable(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<(Seq, String)>, LedgerError> {
+pub fn last_readable(
+    disk: &dyn Disk,
+    path: &Path,
+    length: u64,
+) -> Result<Option<(Seq, String)>, LedgerError> {
     let mut span = 4 * (MAX_LINE as u64 + 1);
     loop {
         let offset = length.saturating_sub(span);

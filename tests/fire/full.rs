@@ -17,7 +17,8 @@ impl SmallDisk {
     pub fn mount(at: &Path, megabytes: u32) -> SmallDisk {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={megabytes}m,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().unwrap();
         assert!(
             mounted.status.success(),
             "a tmpfs cannot be mounted: {}\n  hint: this test needs root; `sudo -E cargo test --test fire`, or a container",

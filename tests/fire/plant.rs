@@ -25,7 +25,8 @@ pub fn plant(broker: u16, meters: u32, gateway: &str) -> (Gateway, SimSite) {
     }
     let plant = Gateway::configured(broker, 0, &text);
     let config = std::fs::read_to_string(plant.config()).unwrap();
-    std::fs::write(plant.config(), config.replacen("[gateway]\n", &format!("[gateway]\n{gateway}\n"), 1)).unwrap();
+    std::fs::write(plant.config(), config.replacen("[gateway]\n", &format!("[gateway]\n{gateway}\n"), 1))
+        .unwrap();
     let settings = config::load(&plant.config(), []).unwrap_or_else(|faults| panic!("{faults:?}"));
     let site = SimSite::from_settings(&settings, 1, &SimClock::default()).unwrap();
     (plant, site)

@@ -50,7 +50,10 @@ fn append(ledger: &FileLedger, count: u64) {
 
 fn contents(disk: &dyn Disk, dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = disk.list(dir).unwrap();
-    entries.into_iter().map(|entry| (entry.name.clone(), disk.read(&dir.join(&entry.name)).unwrap())).collect()
+    entries
+        .into_iter()
+        .map(|entry| (entry.name.clone(), disk.read(&dir.join(&entry.name)).unwrap()))
+        .collect()
 }
 
 /// Every record that can be had, one by one.
@@ -91,7 +94,11 @@ fn whatever_bit_flips_nothing_false_is_served_nothing_is_deleted_and_no_number_i
             for (seq, line) in &now {
                 assert!(line.is_err() || *line == truth[seq], "seed {seed}: seq {seq} is served, and false");
             }
-            assert_eq!(ledger.head().borrow().seq, RECORDS, "seed {seed} {name}: numbers would be given twice");
+            assert_eq!(
+                ledger.head().borrow().seq,
+                RECORDS,
+                "seed {seed} {name}: numbers would be given twice"
+            );
         } else {
             replaced += 1;
             let first: Value = serde_json::from_slice(&now[&1].as_ref().unwrap().bytes).unwrap();
@@ -108,14 +115,15 @@ fn whatever_bit_flips_nothing_false_is_served_nothing_is_deleted_and_no_number_i
         ledger.close();
         // Whatever was there, the damaged bytes too, is still there: in its place, set aside, or as a torn end.
         let after = contents(&*sim.mount(), &dir);
-        for (name, content) in flipped.iter().filter(|(name, _)| name.ends_with(".seg")) {
+        for (name, content) in flipped.iter().filter(|(name, _)| name.strip_suffix(".seg").is_some()) {
             let aside = after.iter().any(|(other, bytes)| {
                 let torn = after
                     .iter()
                     .find(|(torn, _)| torn.starts_with(&other.replace(".seg", ".torn-")))
                     .map_or(&[][..], |(_, bytes)| bytes);
                 other.ends_with(name.as_str())
-                    && (bytes.starts_with(content) || [&bytes[..bytes.len().min(content.len() - torn.len())], torn].concat() == *content)
+                    && (bytes.starts_with(content)
+                        || [&bytes[..bytes.len().min(content.len() - torn.len())], torn].concat() == *content)
             });
             assert!(aside, "seed {seed}: {name} is no longer there; {:?}", after.keys());
         }
@@ -135,9 +143,11 @@ fn an_index_that_fails_at_work_is_built_again_meanwhile() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let sealed: Vec<_> = ledger.shared.state().sealed.values().cloned().collect();
     assert!(sealed.len() > 5);
-    let whole = || sealed.iter().all(|sealed| {
-        ledger.shared.with_index(|index| index.entry(sealed.first)).flatten().is_some()
-    });
+    let whole = || {
+        sealed
+            .iter()
+            .all(|sealed| ledger.shared.with_index(|index| index.entry(sealed.first)).flatten().is_some())
+    };
     while !whole() {
         assert!(Instant::now() < deadline, "{:?}", ledger.incidents());
         std::thread::yield_now();
