@@ -43,7 +43,7 @@ use serde_json::Value;
 /// Rounds on one data directory; the next ones begin with an empty one, so that a round costs the same at the end.
 const ROUNDS_PER_LEDGER: u64 = 50;
 /// A process lives at most so long: opening takes a good part of the shorter lives, so that some die before they are up.
-const LONGEST_LIFE: Duration = Duration::from_millis(600);
+const LONGEST_LIFE_US: u64 = 600_000;
 /// Between two looks of the oracle.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -76,7 +76,7 @@ async fn kills(rounds: u64, seed: u64) -> Figures {
         let mut oracle = Oracle::default();
         let here = ROUNDS_PER_LEDGER.min(rounds - figures.rounds);
         for round in 1..=here {
-            let life = Duration::from_micros(rng.u64(..LONGEST_LIFE.as_micros() as u64));
+            let life = Duration::from_micros(rng.u64(..LONGEST_LIFE_US));
             let begun = Instant::now();
             gateway.spawn();
             let mut answered = false;
@@ -114,10 +114,10 @@ async fn kills(rounds: u64, seed: u64) -> Figures {
 
 async fn kill_rounds(rounds: u64) {
     let seed = from_environment("FIRE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("FIRE_SEED={seed} FIRE_ROUNDS={rounds}");
+    eprintln!("FIRE_SEED={seed} FIRE_ROUNDS={rounds}");
     let begun = Instant::now();
     let figures = kills(rounds, seed).await;
-    println!("{figures:#?} in {:.0?}, lost 0", begun.elapsed());
+    eprintln!("{figures:#?} in {:.0?}, lost 0", begun.elapsed());
     assert!(figures.killed_before_up < figures.rounds, "no round got as far as a record: {figures:?}");
     assert!(figures.records > figures.rounds, "too little was at stake: {figures:?}");
 }
@@ -155,6 +155,7 @@ async fn full_disk(reserve_mb: u32, left: u64) {
     disk.fill(left);
     let status = gateway.until("it notices", refusing);
     oracle.look(&status);
+    let status = gateway.get("/api/v1/status"); // after the first refusal nothing more gets in
     // Polling goes on: some hundred answers more, and none of them is on disk.
     let before = answered(&gateway);
     gateway.until("it reads on", |_| answered(&gateway) > before + 300);
@@ -225,12 +226,23 @@ fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
+/// It worked, or it said no (1), or it could not (70) and named the file. A panic is 101, a signal has no code.
+fn assert_calm(output: &Output, place: &str, damaged: &Path) {
+    let name = damaged.file_name().unwrap().to_str().unwrap();
+    let good = match output.status.code() {
+        Some(0 | 1) => true,
+        Some(70) => said(output).contains(name) || said(output).contains("begins a new ledger"),
+        _ => false,
+    };
+    assert!(good, "{place}: {:?} {}", output.status, said(output));
+}
+
 /// Damages files of a real data directory, with sealed segments and an index, and asks the real binary.
 #[tokio::test(flavor = "multi_thread")]
 async fn flipped_bytes_are_named_and_never_served() {
     const ROUNDS: usize = 12;
     let seed = from_environment("FIRE_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("FIRE_SEED={seed}");
+    eprintln!("FIRE_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let broker = Mosquitto::open();
     let (mut gateway, _site) = plant::plant(broker.port, 4, "");
@@ -268,13 +280,13 @@ async fn flipped_bytes_are_named_and_never_served() {
         let place = format!("round {round}: {} byte {at}", path.display());
         let proof = gateway.cli(&["ledger", "verify"]);
         let is_segment = path.extension().is_some_and(|extension| extension == "seg");
-        assert!(matches!(proof.status.code(), Some(0 | 1)), "{place}: {}", said(&proof));
+        assert_calm(&proof, &place, &path);
         if is_segment {
             assert_eq!(proof.status.code(), Some(1), "{place}: {}", said(&proof));
             assert!(said(&proof).contains(path.file_name().unwrap().to_str().unwrap()), "{place}");
         }
         let listed = gateway.cli(&["readings", "--format", "jsonl"]);
-        assert!(matches!(listed.status.code(), Some(0 | 1)), "{place}: {}", said(&listed));
+        assert_calm(&listed, &place, &path);
 
         gateway.start(); // whatever was damaged: it starts, and reads meters
         let status = gateway.get("/api/v1/status");
@@ -393,7 +405,10 @@ async fn a_running_gateway_is_backed_up_and_restored() {
     let end = first["last_seq"].as_u64().unwrap();
     assert!(end > stored + 20 && end <= *truth.keys().next_back().unwrap());
     let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();
-    assert!(kept.lines().map(str::as_bytes).eq(truth.values().take(end as usize)), "byte for byte");
+    assert!(
+        kept.lines().map(str::as_bytes).eq(truth.range(..=end).map(|(_, line)| line.as_slice())),
+        "byte for byte"
+    );
 
     // Billing says that it has no more than the backup: the ledger goes on.
     fs::remove_dir_all(gateway.path("data")).unwrap();
@@ -405,7 +420,7 @@ async fn a_running_gateway_is_backed_up_and_restored() {
     gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > end + 10);
     gateway.terminate();
     let now = exported(&gateway);
-    assert!(truth.iter().take(end as usize).all(|(seq, line)| now[seq] == *line));
+    assert!(truth.range(..=end).all(|(seq, line)| now[seq] == *line));
     assert!(gateway.cli(&["ledger", "verify"]).status.success());
 
     // Billing has more: these numbers are used.

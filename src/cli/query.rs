@@ -138,7 +138,11 @@ impl Source {
         }
         let (ledger, incidents) = FileLedger::open(
             dir,
-            crate::ledger::Options { now: SystemClock::new().wall(), ..Default::default() },
+            crate::ledger::Options {
+                now: SystemClock::new().wall(),
+                may_replace: false,
+                ..Default::default()
+            },
         )?;
         for incident in incidents {
             eprintln!("warning: {incident}");

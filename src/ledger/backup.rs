@@ -122,7 +122,7 @@ pub fn restore(
         return Ok(Restored { ledger: meta.id, next: end + 1, copied });
     }
     let why = format!("restored from a backup that ends at seq {end}; what was sent after it is not known");
-    let meta = begin_again(&*disk, &into, &why, now, &mut Vec::new())?;
+    let meta = begin_again(&*disk, &into, &why, Some(now), &mut Vec::new())?;
     Ok(Restored { ledger: meta.id, next: 2, copied })
 }
 

@@ -62,6 +62,8 @@ pub struct Options {
     pub cursor_interval: Duration,
     /// Free bytes that are left to cursors, index and repair: below, nothing is appended.
     pub reserve_bytes: u64,
+    /// Whether a ledger that cannot go on is set aside for a new one. Who only wants to read gets the reason instead.
+    pub may_replace: bool,
     /// How long after it was lost the index is built again.
     pub index_retry: Duration,
     /// The time written as `created` into a new ledger.
@@ -79,6 +81,7 @@ impl Default for Options {
             group_wait: Duration::from_millis(50), // one sync per batch: flash wears by syncs, not by bytes
             group_records: 100,
             cursor_interval: Duration::from_millis(200),
+            may_replace: true,
             index_retry: Duration::from_secs(30), // what broke it once (a full disk) may take a moment to pass
             reserve_bytes: 0,                     // the daemon's is configured
             now: chrono::DateTime::UNIX_EPOCH,
@@ -107,8 +110,8 @@ impl FileLedger {
         disk.create_dirs(&dir).map_err(io_error(&dir))?;
         let lock_file = take_lock(&*disk, data_dir)?;
         let mut reports = Vec::new();
-        let when = (options.now, options.clock);
-        let mut meta = load_meta(&*disk, &dir, when, &mut reports)?;
+        let when = options.may_replace.then_some((options.now, options.clock));
+        let mut meta = load_meta(&*disk, &dir, options.now, when, &mut reports)?;
         let files = finish_pruning(&*disk, &dir, &meta)?;
         let (mut state, mut appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
         if let Some(why) = lost_its_end(&*disk, &dir, &meta.id, &state.head) {
@@ -120,18 +123,15 @@ impl FileLedger {
         let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);
 
         let opening = Index::begin(data_dir, &meta.id);
-        let (index, late) = match opening.recv_timeout(INDEX_PATIENCE) {
-            Ok((index, told)) => {
-                reports.extend(told);
-                (index, None)
-            }
-            Err(_) => {
-                reports.push(format!(
-                    "index: not open within {} s; queries read the segments until it is",
-                    INDEX_PATIENCE.as_secs()
-                ));
-                (None, Some(opening))
-            }
+        let (index, late) = if let Ok((index, told)) = opening.recv_timeout(INDEX_PATIENCE) {
+            reports.extend(told);
+            (index, None)
+        } else {
+            reports.push(format!(
+                "index: not open within {} s; queries read the segments until it is",
+                INDEX_PATIENCE.as_secs()
+            ));
+            (None, Some(opening))
         };
         if let Some(index) = &index {
             recall(index, &mut state, &mut reports);

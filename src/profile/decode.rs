@@ -118,7 +118,13 @@ fn judged(nan: bool, infinite: bool, text: &str, scale: Dec) -> Result<Dec, &'st
 
 /// `n` when the number is exactly `10^n`.
 pub(super) fn exponent(scale: Dec) -> Option<i32> {
-    (-28..=28).find(|n| Dec::power_of_ten(*n).is_some_and(|power| power == scale))
+    let (mut mantissa, decimals) = scale.parts();
+    let mut exponent = -i32::try_from(decimals).ok()?;
+    while mantissa != 0 && mantissa % 10 == 0 {
+        mantissa /= 10;
+        exponent += 1;
+    }
+    (mantissa == 1).then_some(exponent)
 }
 
 /// `value × 10^exponent` without inventing digits: 1.5 × 10 is 15, 1.5 × 1000 is 1500.

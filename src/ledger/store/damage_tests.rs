@@ -115,7 +115,7 @@ fn whatever_bit_flips_nothing_false_is_served_nothing_is_deleted_and_no_number_i
         ledger.close();
         // Whatever was there, the damaged bytes too, is still there: in its place, set aside, or as a torn end.
         let after = contents(&*sim.mount(), &dir);
-        for (name, content) in flipped.iter().filter(|(name, _)| name.ends_with(".seg")) {
+        for (name, content) in flipped.iter().filter(|(name, _)| name.strip_suffix(".seg").is_some()) {
             let aside = after.iter().any(|(other, bytes)| {
                 let torn = after
                     .iter()

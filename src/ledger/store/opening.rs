@@ -35,7 +35,8 @@ pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, Ledg
 pub fn load_meta(
     disk: &dyn Disk,
     dir: &Path,
-    (now, clock): (Utc, ClockState),
+    now: Utc,
+    when: Option<(Utc, ClockState)>,
     reports: &mut Vec<String>,
 ) -> Result<Meta, LedgerError> {
     replacing::resume(disk, dir, reports)?;
@@ -48,7 +49,7 @@ pub fn load_meta(
         }
         Err(error) => return Err(error),
     };
-    replacing::replace(disk, dir, &why, (now, clock), reports)
+    replacing::replace(disk, dir, &why, when, reports)
 }
 
 fn create(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
@@ -220,9 +221,9 @@ pub fn load_cursors(disk: &dyn Disk, dir: &Path, id: &str, head: &Head, reports:
 /// Whether the ledger ends before records that it is known to have had: going on would give their numbers twice.
 pub fn lost_its_end(disk: &dyn Disk, dir: &Path, id: &str, head: &Head) -> Option<String> {
     let cursors = Cursors::load(disk, dir, id).ok()?;
-    let had = cursors.stored.max(cursors.acknowledged).max(cursors.confirmed);
-    (had > head.seq).then(|| {
-        format!("it had {had} records and ends at seq {}: to go on would give numbers twice", head.seq)
+    let known = cursors.stored.max(cursors.acknowledged).max(cursors.confirmed);
+    (known > head.seq).then(|| {
+        format!("it had {known} records and ends at seq {}: to go on would give numbers twice", head.seq)
     })
 }
 

@@ -34,16 +34,22 @@ struct Note {
 /// The fields of the record that begins the new ledger.
 type Fields = Map<String, Value>;
 
-/// Sets the ledger in `dir` aside and begins a new one. Returns its identity.
+/// Sets the ledger in `dir` aside and begins a new one. Returns its identity. `when` is missing where that is not to be
+/// done: then the reason is the error.
 pub fn replace(
     disk: &dyn Disk,
     dir: &Path,
     why: &str,
-    (now, clock): (Utc, ClockState),
+    when: Option<(Utc, ClockState)>,
     reports: &mut Vec<String>,
 ) -> Result<Meta, LedgerError> {
+    let Some((now, clock)) = when else {
+        let detail =
+            format!("{why}\n  hint: the daemon sets it aside, whole, and begins a new ledger when it starts");
+        return Err(io_error(dir)(io::Error::other(detail)));
+    };
     let entries = disk.list(dir).map_err(io_error(dir))?;
-    let number = (1_u64..)
+    let number = (1..u64::MAX)
         .find(|n| !entries.iter().any(|entry| entry.name.starts_with(&format!("replaced-{n}."))))
         .unwrap_or(u64::MAX);
     let files = entries

@@ -28,6 +28,8 @@ use crate::model::Seq;
 const KEPT_SUMMARIES: usize = 2;
 /// How often whoever waits for the index looks whether the ledger is being closed.
 const LOOK_UP: Duration = Duration::from_millis(100);
+/// Free bytes below which a full disk is not tried again: two of the usual pages.
+const TRY_AGAIN: u64 = 8192;
 /// Incidents remembered for the console.
 pub const MAX_INCIDENTS: usize = 200;
 
@@ -156,11 +158,12 @@ impl Shared {
         }
     }
 
-    /// Refuses while the disk has no more than its reserve. Once refused, an eighth more is wanted: not on and off.
+    /// Refuses while the disk has no more than its reserve. Once refused, an eighth more is wanted: not on and off with
+    /// each record that just fits.
     pub fn room(&self) -> Result<(), LedgerError> {
         let reserve = self.reserve_bytes;
         let refused = lock(&self.trouble).is_some();
-        let wanted = if refused { reserve.saturating_add(reserve / 8) } else { reserve };
+        let wanted = if refused { reserve.saturating_add((reserve / 8).max(TRY_AGAIN)) } else { reserve };
         match self.disk.free_bytes(&self.dir) {
             Ok(free) if free < wanted => {
                 Err(LedgerError::Full { path: self.dir.display().to_string(), free, reserve })
@@ -356,7 +359,9 @@ impl Shared {
                         tracing::info!("the index is open");
                     }
                     *lock(&self.index) = index;
-                    told.into_iter().for_each(|incident| self.report(incident));
+                    for incident in told {
+                        self.report(incident);
+                    }
                     return;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
