@@ -132,13 +132,16 @@ struct Refused;
 impl Daemon {
     async fn start(settings: Settings) -> anyhow::Result<Daemon> {
         let settings = Arc::new(settings);
-        let dir = settings.gateway.data_dir.clone();
+        let (dir, reserve_bytes) = (settings.gateway.data_dir.clone(), settings.gateway.reserve_bytes);
         make_data_dir(&dir)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         clock.refresh().await;
-        let now = clock.wall();
+        let (now, trust) = (clock.wall(), clock.state());
         let (files, incidents) = tokio::task::spawn_blocking(move || {
-            FileLedger::open(&dir, ledger::Options { now, ..ledger::Options::default() })
+            FileLedger::open(
+                &dir,
+                ledger::Options { now, clock: trust, reserve_bytes, ..ledger::Options::default() },
+            )
         })
         .await??;
         let ledger: SharedLedger = Arc::clone(&files) as _;

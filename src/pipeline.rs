@@ -400,21 +400,14 @@ pub async fn write(mut readings: mpsc::Receiver<Reading>, ledger: SharedLedger, 
 
 /// Appends until it is stored.
 pub async fn append(ledger: &SharedLedger, drafts: Vec<Draft>) {
-    let mut failed = false;
     loop {
         match ledger.append(drafts.clone()).await {
             Ok(_) => {
-                if failed {
-                    tracing::info!("records are stored again");
-                }
                 return;
             }
             Err(crate::ledger::LedgerError::Closed) => return,
             Err(error) => {
-                if !failed {
-                    tracing::error!(%error, records = drafts.len(), "records cannot be stored; trying again every second");
-                    failed = true;
-                }
+                tracing::debug!(%error, records = drafts.len(), "not stored yet; tried again"); // the ledger tells the operator
                 sleep(APPEND_AGAIN).await;
             }
         }

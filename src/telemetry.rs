@@ -109,6 +109,7 @@ impl Telemetry {
         let settings = self.settings();
         let publisher = self.publisher.borrow().clone();
         let head = self.ledger.head().borrow().clone();
+        let condition = self.ledger.condition();
         let awaiting = publisher
             .awaiting_receipt_since
             .and_then(|since| chrono::TimeDelta::from_std(since.elapsed()).ok())
@@ -130,6 +131,13 @@ impl Telemetry {
                 "head": head.hash,
                 "acknowledged_seq": self.ledger.cursor(Cursor::Acknowledged),
                 "confirmed_seq": self.ledger.cursor(Cursor::Confirmed),
+                "bytes": condition.bytes,
+                "free_bytes": condition.free_bytes,
+                "reserve_bytes": condition.reserve_bytes,
+                "refusing": condition.refusing.map(|refusal| json!({
+                    "reason": refusal.reason, "seconds": refusal.lasting.as_secs(),
+                })),
+                "incidents": condition.incidents,
             },
             "publisher": {
                 "connected": publisher.connected,
@@ -197,7 +205,8 @@ impl Telemetry {
                 (id.to_string(), state)
             })
             .collect();
-        json!({"clock": self.clock.state(), "buses": buses})
+        let refusing = self.ledger.condition().refusing.is_some();
+        json!({"clock": self.clock.state(), "buses": buses, "store": {"refusing": refusing}})
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     buses::{Buses, start_buses},
-    past::{LAST_RECORDS, record, tell_of_the_past},
+    past::{LAST_RECORDS, incident_draft, record, tell_of_the_past},
 };
 use crate::{
     billing,
@@ -41,6 +41,8 @@ const PUBLISHER_INBOX: usize = 64;
 const BUS_STALL: Duration = Duration::from_secs(90);
 /// A publisher that makes no turn for so long hangs: it turns every 10 s when there is nothing to do.
 const PUBLISHER_STALL: Duration = Duration::from_secs(60);
+/// A batch that is being written for so long hangs in the disk. A disk that refuses (full) answers, and is waited for.
+const DISK_STALL: Duration = Duration::from_secs(90);
 /// How long the publisher's end may take.
 const LAST_MESSAGES: Duration = Duration::from_secs(2);
 
@@ -68,6 +70,8 @@ pub struct House {
     timekeeping: JoinHandle<()>,
     down: watch::Sender<bool>,
     progress: HashMap<BusId, (u64, Instant)>,
+    /// Incidents of the ledger that are on record.
+    told: usize,
 }
 
 struct Publisher {
@@ -87,6 +91,7 @@ impl House {
         incidents: &[String],
     ) -> House {
         let clock = Arc::clone(&outside.clock);
+        let told = ledger.condition().incidents.len().min(incidents.len());
         let time = TimeTeller::new(Arc::clone(&clock), Arc::clone(&ledger));
         tell_of_the_past(&ledger, &settings, &clock, incidents).await;
         let timekeeping = tokio::spawn(time.run());
@@ -127,6 +132,7 @@ impl House {
             timekeeping,
             down,
             progress: HashMap::new(),
+            told,
         }
     }
 
@@ -156,6 +162,7 @@ impl House {
             now.clone_from(&ill);
             changed
         });
+        self.tell_incidents();
         let extras = self.telemetry.published_status();
         self.publisher.status.send_if_modified(|now| {
             let changed = *now != extras;
@@ -163,6 +170,22 @@ impl House {
             changed
         });
         ill.is_none()
+    }
+
+    /// What went wrong in the ledger since the last look goes on record.
+    fn tell_incidents(&mut self) {
+        let drafts = self.untold_incidents();
+        if !drafts.is_empty() {
+            let ledger = Arc::clone(&self.telemetry.ledger);
+            tokio::spawn(async move { pipeline::append(&ledger, drafts).await });
+        }
+    }
+
+    fn untold_incidents(&mut self) -> Vec<Draft> {
+        let incidents = self.telemetry.ledger.condition().incidents;
+        let new = incidents.get(self.told..).unwrap_or_default();
+        self.told = incidents.len();
+        new.iter().map(|incident| incident_draft(incident, &self.outside.clock)).collect()
     }
 
     fn illness(&mut self) -> Option<String> {
@@ -180,6 +203,9 @@ impl House {
             reasons.push("the publisher has stopped".into());
         } else if let Some(pause) = turned.map(|at| at.elapsed()).filter(|pause| *pause > PUBLISHER_STALL) {
             reasons.push(format!("the publisher has made no progress for {} s", pause.as_secs()));
+        }
+        if let Some(pause) = self.telemetry.ledger.condition().busy_for.filter(|pause| *pause > DISK_STALL) {
+            reasons.push(format!("the ledger has been writing one batch for {} s", pause.as_secs()));
         }
         if self.writer.is_finished() {
             reasons.push("the writer has stopped".into());
@@ -208,6 +234,10 @@ impl House {
     pub async fn stop(mut self) {
         self.buses.stop().await;
         lock(&self.console.demands).clear();
+        let incidents = self.untold_incidents();
+        if !incidents.is_empty() {
+            record(&self.telemetry.ledger, incidents).await;
+        }
         drop(self.readings);
         self.timekeeping.abort();
         if timeout(LAST_RECORDS, &mut self.writer).await.is_err() {

@@ -29,8 +29,7 @@ pub(super) async fn tell_of_the_past(
     let mut drafts = Vec::new();
     for incident in incidents {
         tracing::error!(%incident, "the ledger was found damaged");
-        let fields = Map::from_iter([("detail".to_owned(), Value::from(incident.as_str()))]);
-        drafts.push(Draft::change("ledger_incident", fields, clock.wall(), clock.state()));
+        drafts.push(incident_draft(incident, clock));
     }
     let now = clock.wall();
     let missed = settings.meters.iter().filter_map(|meter| {
@@ -47,6 +46,12 @@ pub(super) async fn tell_of_the_past(
     if !drafts.is_empty() {
         record(ledger, drafts).await;
     }
+}
+
+/// The record of something that went wrong in the ledger.
+pub(super) fn incident_draft(incident: &str, clock: &Arc<dyn Clock>) -> Draft {
+    let fields = Map::from_iter([("detail".to_owned(), Value::from(incident))]);
+    Draft::change("ledger_incident", fields, clock.wall(), clock.state())
 }
 
 /// One `change` record for each run of records that retention has removed.

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -98,6 +98,9 @@ pub struct MeterHealth {
 const FIRST_REOPEN: Duration = Duration::from_secs(1);
 /// Longest pause: an adapter that is plugged in again is used within half a minute.
 const LONGEST_REOPEN: Duration = Duration::from_secs(30);
+
+/// How often a line that waits for room in the queue says that it is there; well below the supervision's patience.
+const STILL_HERE: Duration = Duration::from_secs(10);
 
 /// One bus at work.
 pub struct BusTask {
@@ -232,8 +235,23 @@ impl BusTask {
                     }
                     true
                 }
-                Purpose::Slot | Purpose::Again => self.readings.send(*reading).await.is_ok(),
+                Purpose::Slot | Purpose::Again => self.wait_for_room(*reading).await,
             },
+        }
+    }
+
+    /// Hands a reading to the writer. While its queue is full (a full disk) the reading waits here and this line asks
+    /// nobody: that is waiting, not hanging, and is told so. Whether the writer hangs is not judged here.
+    async fn wait_for_room(&mut self, reading: Reading) -> bool {
+        loop {
+            match timeout(STILL_HERE, self.readings.reserve()).await {
+                Ok(Ok(permit)) => {
+                    permit.send(reading);
+                    return true;
+                }
+                Ok(Err(_)) => return false,
+                Err(_) => self.tell(|health| health.progress += 1),
+            }
         }
     }
 

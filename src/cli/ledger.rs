@@ -1,4 +1,4 @@
-//! `ledger verify | export | replay | manifest`: prove, copy, re-send and sum up what was recorded.
+//! `ledger verify | export | backup | restore | replay | manifest`: prove, copy, re-send and sum up what was recorded.
 //!
 //! Verifying and exporting read the segment files and nothing else, so they work while the daemon runs and need
 //! no index.
@@ -8,7 +8,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{check_range, client::Daemon, manifest, no};
+use super::{backup, check_range, client::Daemon, manifest, no};
 use crate::{
     billing::proof::Proof,
     config::Settings,
@@ -58,6 +58,20 @@ pub enum LedgerCommand {
         /// Where to; standard output when not given
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+    },
+    /// Copy the ledger of a running (or stopped) gateway, proved while it is copied; only what is new the next time
+    Backup {
+        /// An empty directory, or an older backup of this ledger
+        dir: PathBuf,
+    },
+    /// Put a backup into an empty data directory
+    Restore {
+        /// What `ledger backup` made
+        dir: PathBuf,
+        /// The highest seq of this ledger that billing has: when the backup reaches that far its ledger goes on,
+        /// otherwise a new one begins
+        #[arg(long, value_name = "SEQ")]
+        billing_has: Option<Seq>,
     },
     /// Publish a range again with its original bytes, through the running daemon
     Replay {
@@ -140,6 +154,10 @@ pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<
                 return no(report.faults.join("\n"));
             }
             Ok(ExitCode::SUCCESS)
+        }
+        LedgerCommand::Backup { dir: to } => backup::backup(settings, &to).await,
+        LedgerCommand::Restore { dir: from, billing_has } => {
+            backup::restore(settings, &from, billing_has).await
         }
         LedgerCommand::Replay { from, to } => {
             check_range(from, to)?;

@@ -3,6 +3,7 @@
 //! Data goes to standard output, logs and progress to standard error. The only folder that prints.
 #![allow(clippy::print_stdout)]
 
+mod backup;
 mod check;
 mod client;
 #[cfg(feature = "demo")]

@@ -70,6 +70,8 @@ pub struct Gateway {
     pub id: String,
     /// Ledger, index, keys, socket.
     pub data_dir: PathBuf,
+    /// Free bytes on its disk below which nothing is recorded, so that what was recorded can still be looked after.
+    pub reserve_bytes: u64,
 }
 
 /// `[reading]`

@@ -24,6 +24,12 @@ pub(super) const MAX_INTERVAL_SECS: i64 = 86_400;
 const RETENTION_DAYS: u32 = 1100;
 /// Fewest and most days that can be asked for: a month for a broker that is away, a century to stop typing slips.
 const RETENTION_RANGE: std::ops::RangeInclusive<i64> = 1..=36_500;
+const MEGABYTE: u64 = 1_000_000;
+/// Megabytes of the disk that records may not take when nothing is said: the index of two segments of 32 MiB, a copy of
+/// a torn end, cursors, and the logs of those who come to help.
+const RESERVE_MB: u64 = 64;
+/// 0 turns the guard off; a terabyte is a typing slip.
+const RESERVE_RANGE: std::ops::RangeInclusive<i64> = 0..=1_000_000;
 /// Longest site and gateway id: they are levels of every topic.
 const MAX_ID_CHARS: usize = 32;
 /// Longest prefix, so that a topic stays far below MQTT's 65 535 bytes and readable.
@@ -32,7 +38,7 @@ const MAX_PREFIX_BYTES: usize = 128;
 const MAX_CLIENT_ID_BYTES: usize = 128;
 
 const SITE_KEYS: [&str; 3] = ["id", "name", "timezone"];
-const GATEWAY_KEYS: [&str; 2] = ["id", "data_dir"];
+const GATEWAY_KEYS: [&str; 3] = ["id", "data_dir", "reserve_mb"];
 const READING_KEYS: [&str; 2] = ["interval_secs", "retention_days"];
 const MQTT_KEYS: [&str; 10] = [
     "url",
@@ -72,13 +78,20 @@ pub(super) fn site(root: &Section) -> Site {
 }
 
 pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
-    let mut gateway = Gateway { id: String::new(), data_dir: PathBuf::from("/var/lib/meter-gateway") };
+    let mut gateway = Gateway {
+        id: String::new(),
+        data_dir: PathBuf::from("/var/lib/meter-gateway"),
+        reserve_bytes: RESERVE_MB * MEGABYTE,
+    };
     let needed = "add [gateway] with id";
     let Some(section) = root.table("gateway", &GATEWAY_KEYS, Some(needed)) else { return gateway };
     section.require("id", "a short name for topics, e.g. id = \"gw-01\"");
     gateway.id = topic_id(&section).unwrap_or_default();
     if let Some(dir) = section.text("data_dir") {
         gateway.data_dir = base.join(dir);
+    }
+    if let Some(reserve_mb) = section.integer::<u64>("reserve_mb", RESERVE_RANGE, " MB") {
+        gateway.reserve_bytes = reserve_mb * MEGABYTE;
     }
     gateway
 }

@@ -24,6 +24,18 @@ pub fn text(telemetry: &Telemetry) -> Result<String, prometheus::Error> {
     cursors.with_label_values(&["acknowledged"]).set(signed(ledger.cursor(Cursor::Acknowledged)));
     cursors.with_label_values(&["confirmed"]).set(signed(ledger.cursor(Cursor::Confirmed)));
 
+    let condition = ledger.condition();
+    gauge("ledger_refusing", "1 while nothing can be stored and readings wait.")?
+        .set(condition.refusing.is_some().into());
+    gauge("ledger_bytes", "Bytes of all segment files.")?.set(signed(condition.bytes));
+    gauge("ledger_reserve_bytes", "Free bytes below which nothing is recorded.")?
+        .set(signed(condition.reserve_bytes));
+    if let Some(free) = condition.free_bytes {
+        gauge("ledger_free_bytes", "Bytes that may still be written where the ledger is.")?.set(signed(free));
+    }
+    gauge("ledger_incidents", "What went wrong in the ledger since the start.")?
+        .set(i64::try_from(condition.incidents.len()).unwrap_or(i64::MAX));
+
     let publisher = telemetry.publisher.borrow().clone();
     gauge("broker_connected", "1 while the broker is connected.")?.set(publisher.connected.into());
     gauge("broker_nobody_listens", "1 while the broker says that nobody subscribes to the records.")?

@@ -36,7 +36,7 @@ const LAYOUT: &str = "1";
 /// The index is gone: the caller goes on without it.
 #[derive(Debug, thiserror::Error)]
 #[error("index: {0}")]
-pub struct IndexError(String);
+pub struct IndexError(pub(super) String);
 
 /// A header and the meters that have readings in its segment.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct Entry {
     /// Sorted.
     pub meters: Vec<String>,
 }
+
+/// An index that is being opened, and what there is to report of it.
+pub type Opening = mpsc::Receiver<(Option<Index>, Vec<String>)>;
 
 /// An open index.
 pub struct Index {
@@ -74,6 +77,19 @@ impl Index {
             }
         }
         (None, reports)
+    }
+
+    /// The same on a thread of its own: sled has been seen to hang. Who stops listening wastes nothing but the thread.
+    pub fn begin(data_dir: &Path, ledger: &str) -> Opening {
+        let (send, receive) = mpsc::channel();
+        let (dir, id) = (data_dir.to_owned(), ledger.to_owned());
+        let open = move || {
+            let _ = send.send(Index::open(&dir, &id));
+        };
+        if let Err(error) = thread::Builder::new().name("index-begin".into()).spawn(open) {
+            tracing::warn!(%error, "no thread for the index"); // then the sender is gone, and so is the hope
+        }
+        receive
     }
 
     fn claim(&self, ledger: &str) -> Result<(), IndexError> {

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::model::{Seq, Utc};
 
-const META: &str = "ledger.json";
+/// Name of the file with the identity.
+pub const META: &str = "ledger.json";
 const CURSORS: &str = "cursors.json";
 
 /// Consecutive records that retention has removed, and what is needed to prove the chain across them.
@@ -61,6 +62,13 @@ pub struct Meta {
     pub pruned: Vec<Pruned>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct CheckedMeta {
+    #[serde(flatten)]
+    meta: Meta,
+    check: String,
+}
+
 impl Meta {
     /// A new ledger.
     pub fn create(now: Utc) -> Result<Meta, LedgerError> {
@@ -72,7 +80,12 @@ impl Meta {
         Ok(Meta { id: hex(&id), created: now, pruned: Vec::new() })
     }
 
-    /// Reads it; `None` when there is none yet.
+    /// A flipped digit must not look like another ledger, nor like a range that may be removed.
+    fn check(&self) -> String {
+        sha256_hex(&serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    /// Reads it; `None` when there is none yet. Damaged content is an error of the kind `InvalidData`.
     pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>, LedgerError> {
         let path = dir.join(META);
         let text = match disk.read(&path) {
@@ -80,12 +93,20 @@ impl Meta {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error(&path)(error)),
         };
-        serde_json::from_slice(&text).map(Some).map_err(|error| io_error(&path)(io::Error::other(error)))
+        let damaged = |detail: String| io_error(&path)(io::Error::new(io::ErrorKind::InvalidData, detail));
+        let checked: CheckedMeta =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let same = serde_json::to_vec_pretty(&checked).is_ok_and(|again| again == text);
+        if !same || checked.check != checked.meta.check() {
+            return Err(damaged("damaged, the check does not match".into()));
+        }
+        Ok(Some(checked.meta))
     }
 
     /// Writes it durably.
     pub fn store(&self, disk: &dyn Disk, dir: &Path) -> Result<(), LedgerError> {
-        replace(disk, dir, META, &serde_json::to_vec_pretty(self).unwrap_or_default())
+        let checked = CheckedMeta { meta: self.clone(), check: self.check() };
+        replace(disk, dir, META, &serde_json::to_vec_pretty(&checked).unwrap_or_default())
     }
 
     /// Notes a removed range, merged with its neighbours.
@@ -110,6 +131,9 @@ pub struct Cursors {
     pub confirmed: Seq,
     /// The publisher's last session number.
     pub session: u64,
+    /// The last stored record when this was written: a ledger that ends before it has lost records.
+    #[serde(default)]
+    pub stored: Seq,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -123,7 +147,11 @@ struct Checked {
 /// A flipped digit must not look like a cursor further on: that would lose records.
 fn check(ledger: &str, cursors: &Cursors) -> String {
     sha256_hex(
-        format!("{ledger} {} {} {}", cursors.acknowledged, cursors.confirmed, cursors.session).as_bytes(),
+        format!(
+            "{ledger} {} {} {} {}",
+            cursors.acknowledged, cursors.confirmed, cursors.session, cursors.stored
+        )
+        .as_bytes(),
     )
 }
 
@@ -144,6 +172,12 @@ impl Cursors {
         Ok(checked.cursors)
     }
 
+    /// The ledger that they are of, when they prove themselves.
+    pub fn ledger(disk: &dyn Disk, dir: &Path) -> Option<String> {
+        let checked: Checked = serde_json::from_slice(&disk.read(&dir.join(CURSORS)).ok()?).ok()?;
+        (checked.check == check(&checked.ledger, &checked.cursors)).then_some(checked.ledger)
+    }
+
     /// Writes them durably.
     pub fn store(&self, disk: &dyn Disk, dir: &Path, ledger: &str) -> Result<(), LedgerError> {
         let checked = Checked { ledger: ledger.to_owned(), cursors: *self, check: check(ledger, self) };
@@ -161,7 +195,7 @@ mod tests {
     #[test]
     fn a_flipped_digit_in_the_cursors_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let cursors = Cursors { acknowledged: 12, confirmed: 3, session: 4 };
+        let cursors = Cursors { acknowledged: 12, confirmed: 3, session: 4, stored: 15 };
         cursors.store(&RealDisk, dir.path(), "abc").unwrap();
         assert_eq!(Cursors::load(&RealDisk, dir.path(), "abc"), Ok(cursors));
         assert!(Cursors::load(&RealDisk, dir.path(), "abd").is_err());

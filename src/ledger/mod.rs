@@ -5,8 +5,10 @@
 //! who reads it.
 
 pub mod audit;
+pub mod backup;
 pub mod canonical;
 pub mod chain;
+mod condition;
 pub mod disk;
 mod files;
 mod index;
@@ -19,6 +21,7 @@ mod summary;
 mod tests;
 mod writer;
 
+pub use condition::{Condition, Refusal};
 pub use memory::MemoryLedger;
 pub use meta::Pruned;
 pub use store::{FileLedger, Options};
@@ -88,6 +91,18 @@ pub enum LedgerError {
         /// Data directory.
         path: String,
     },
+    /// Too little room is left: the reserve is not for records.
+    #[error(
+        "ledger {path}: {free} bytes are left on its disk; expected {reserve}, the reserve for cursors, index and repair\n  hint: make room, or lower [gateway] reserve_mb; nothing read is let go meanwhile"
+    )]
+    Full {
+        /// Directory of the ledger.
+        path: String,
+        /// Bytes that are left.
+        free: u64,
+        /// Bytes that are kept free.
+        reserve: u64,
+    },
     /// The writer has stopped.
     #[error("the ledger is closed")]
     Closed,
@@ -148,6 +163,11 @@ pub trait Ledger: Send + Sync {
     /// Moves a cursor forward (never back, never past the head). On disk within a second: after a crash it
     /// may stand a little earlier, which costs a repeat, never a loss.
     fn advance(&self, cursor: Cursor, to: Seq);
+
+    /// How the store itself fares.
+    fn condition(&self) -> Condition {
+        Condition::default()
+    }
 
     /// Next session number of the publisher: 1 at first, one more at each call, for the ledger's life.
     fn next_session(&self) -> u64;

@@ -145,6 +145,27 @@ pub fn last_hash(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<(Se
     Ok(last)
 }
 
+/// The last line of a segment that proves itself, wherever it stands. Reads from the end, in growing steps.
+pub fn last_readable(
+    disk: &dyn Disk,
+    path: &Path,
+    length: u64,
+) -> Result<Option<(Seq, String)>, LedgerError> {
+    let mut span = 4 * (MAX_LINE as u64 + 1);
+    loop {
+        let offset = length.saturating_sub(span);
+        let mut lines = lines_from(disk, path, offset, length)?;
+        let mut last = None;
+        while lines.next_chunk().map_err(io_error(path))?.is_some() {
+            last = verify_line(lines.bytes()).ok().map(|line| (line.seq, line.hash)).or(last);
+        }
+        if last.is_some() || offset == 0 {
+            return Ok(last);
+        }
+        span = span.saturating_mul(8);
+    }
+}
+
 /// Keeps a copy of the bytes from `offset` on, then cuts them off. Returns the copy's path.
 pub fn cut_tail(disk: &dyn Disk, dir: &Path, first: Seq, offset: u64) -> Result<PathBuf, LedgerError> {
     let path = segment_path(dir, first);

@@ -4,8 +4,11 @@
 //! is verified again when it is read. Here it is opened, appended to and closed; `opening` makes the state out of
 //! files, `shared` is what the threads share, `query` reads, `retention` removes.
 
+#[cfg(test)]
+mod damage_tests;
 mod opening;
 mod query;
+mod replacing;
 mod retention;
 mod shared;
 
@@ -25,22 +28,26 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::{
-    Cursor, Head, Ledger, LedgerError, Line, ReadingQuery,
+    Condition, Cursor, Head, Ledger, LedgerError, Line, ReadingQuery,
     disk::{Disk, Lock, RealDisk},
     files::io_error,
     index::Index,
     writer::{Job, Message, Writer},
 };
-use crate::model::{Draft, MeterId, Seq, Utc};
+use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
-use opening::{finish_pruning, load_cursors, load_meta, open_segments, recall, take_lock};
-use shared::{MAX_INCIDENTS, lock};
-pub(super) use shared::{Sealed, Shared};
+use opening::{finish_pruning, load_cursors, load_meta, lost_its_end, open_segments, recall, take_lock};
+pub(super) use replacing::replace as begin_again;
+use shared::MAX_INCIDENTS;
+pub(super) use shared::{Sealed, Shared, lock};
 
 /// Appends that may wait for the writer; the next one waits outside.
 const QUEUE: usize = 1024;
 /// Drafts of one append: one batch stays far below a segment.
 const MAX_DRAFTS: usize = 1000;
+
+/// How long a start waits for the index: with it the last readings are found at once, without it by reading a segment.
+const INDEX_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What may differ in tests.
 #[derive(Debug, Clone)]
@@ -53,8 +60,14 @@ pub struct Options {
     pub group_records: usize,
     /// Cursors are written at most this often.
     pub cursor_interval: Duration,
+    /// Free bytes that are left to cursors, index and repair: below, nothing is appended.
+    pub reserve_bytes: u64,
+    /// How long after it was lost the index is built again.
+    pub index_retry: Duration,
     /// The time written as `created` into a new ledger.
     pub now: Utc,
+    /// Whether `now` can be trusted.
+    pub clock: ClockState,
     /// Where the segments and what belongs to them are; the index is always on the real disk.
     pub disk: Arc<dyn Disk>,
 }
@@ -66,7 +79,10 @@ impl Default for Options {
             group_wait: Duration::from_millis(50), // one sync per batch: flash wears by syncs, not by bytes
             group_records: 100,
             cursor_interval: Duration::from_millis(200),
+            index_retry: Duration::from_secs(30), // what broke it once (a full disk) may take a moment to pass
+            reserve_bytes: 0,                     // the daemon's is configured
             now: chrono::DateTime::UNIX_EPOCH,
+            clock: ClockState::Unsynced,
             disk: Arc::new(RealDisk),
         }
     }
@@ -91,17 +107,35 @@ impl FileLedger {
         disk.create_dirs(&dir).map_err(io_error(&dir))?;
         let lock_file = take_lock(&*disk, data_dir)?;
         let mut reports = Vec::new();
-        let meta = load_meta(&*disk, &dir, options.now)?;
+        let when = (options.now, options.clock);
+        let mut meta = load_meta(&*disk, &dir, when, &mut reports)?;
         let files = finish_pruning(&*disk, &dir, &meta)?;
-        let (mut state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        let (mut state, mut appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        if let Some(why) = lost_its_end(&*disk, &dir, &meta.id, &state.head) {
+            drop(appender);
+            meta = replacing::replace(&*disk, &dir, &why, when, &mut reports)?;
+            let files = finish_pruning(&*disk, &dir, &meta)?;
+            (state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+        }
         let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);
 
-        let (index, index_reports) = Index::open(data_dir, &meta.id);
-        reports.extend(index_reports);
+        let opening = Index::begin(data_dir, &meta.id);
+        let (index, late) = match opening.recv_timeout(INDEX_PATIENCE) {
+            Ok((index, told)) => {
+                reports.extend(told);
+                (index, None)
+            }
+            Err(_) => {
+                reports.push(format!(
+                    "index: not open within {} s; queries read the segments until it is",
+                    INDEX_PATIENCE.as_secs()
+                ));
+                (None, Some(opening))
+            }
+        };
         if let Some(index) = &index {
             recall(index, &mut state, &mut reports);
         }
-        let sealed: Vec<Arc<Sealed>> = state.sealed.values().cloned().collect();
         let (head_sender, head) = watch::channel(state.head.clone());
         let shared = Arc::new(Shared {
             disk,
@@ -116,8 +150,12 @@ impl FileLedger {
             cache: Mutex::default(),
             incidents: Mutex::new(reports.iter().take(MAX_INCIDENTS).cloned().collect()),
             stopping: AtomicBool::new(false),
+            reserve_bytes: options.reserve_bytes,
+            trouble: Mutex::default(),
+            busy: Mutex::default(),
         });
 
+        let index_retry = options.index_retry;
         let (sender, receiver) = mpsc::channel();
         let (hand, handed) = mpsc::channel();
         let writer = Writer::new(shared.clone(), appender, head_sender, hand, options);
@@ -127,7 +165,7 @@ impl FileLedger {
         };
         let threads = vec![
             start("ledger-writer", Box::new(move || writer.run(&receiver)))?,
-            start("ledger-index", Box::new(move || indexer.index_missing(&sealed, &handed)))?,
+            start("ledger-index", Box::new(move || indexer.keep_index(late, &handed, index_retry)))?,
         ];
         let ledger = FileLedger {
             shared,
@@ -153,6 +191,7 @@ impl FileLedger {
                 self.shared.report("a ledger thread panicked".into());
             }
         }
+        self.shared.note_stored();
         if let Err(error) = self.shared.flush_cursors() {
             self.shared.report(format!("cursors were not written: {error}"));
         }
@@ -172,8 +211,7 @@ impl FileLedger {
 
     /// Bytes of all segment files.
     pub fn bytes(&self) -> u64 {
-        let state = self.shared.state();
-        state.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + state.open.header.bytes
+        self.shared.condition().bytes
     }
 }
 
@@ -255,6 +293,10 @@ impl Ledger for FileLedger {
         if was_clean && let Some(sender) = lock(&self.sender).as_ref() {
             let _ = sender.send(Message::CursorsMoved); // a stopped writer: `close` writes them
         }
+    }
+
+    fn condition(&self) -> Condition {
+        self.shared.condition()
     }
 
     fn next_session(&self) -> u64 {

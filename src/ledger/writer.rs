@@ -18,7 +18,7 @@ use super::{
     Head, LedgerError,
     chain::{self, Sealed as SealedLine},
     segments::{Appender, segment_path},
-    store::{Options, Sealed, Shared},
+    store::{Options, Sealed, Shared, lock},
     summary::{Place, Summary},
 };
 use crate::model::{Draft, Seq};
@@ -47,7 +47,12 @@ pub(super) struct Writer {
     options: Options,
     /// When the cursors are to be written.
     cursors_due: Option<Instant>,
+    /// Records since the end of the ledger was last noted beside the cursors.
+    unnoted: usize,
 }
+
+/// Records after which the end of the ledger is noted although no cursor moves: a broker may be away for weeks.
+const NOTE_EVERY: usize = 500;
 
 impl Writer {
     pub fn new(
@@ -57,7 +62,7 @@ impl Writer {
         hand: Sender<Arc<Summary>>,
         options: Options,
     ) -> Writer {
-        Writer { shared, appender, head, hand, options, cursors_due: None }
+        Writer { shared, appender, head, hand, options, cursors_due: None, unnoted: 0 }
     }
 
     /// Until all senders are gone.
@@ -103,13 +108,14 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }
+        *lock(&self.shared.busy) = Some(Instant::now());
         self.commit(jobs);
+        *lock(&self.shared.busy) = None;
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
-        if self.appender.durable >= self.options.segment_bytes.min(super::segments::MAX_SEGMENT)
-            && let Err(error) = self.rotate()
-        {
+        if let Err(error) = self.shared.room().and_then(|()| self.rotate_when_due()) {
+            self.shared.refused(&error);
             for job in jobs {
                 answer(job.reply, job.permit, Err(again(&error)));
             }
@@ -142,13 +148,14 @@ impl Writer {
         }
         let written = if bytes.is_empty() { Ok(()) } else { self.appender.append(&bytes) };
         if let Err(error) = written {
-            self.shared.report(format!("{} records were not stored: {error}", lines.len()));
+            self.shared.refused(&error);
             for (_, reply, permit) in waiting {
                 answer(reply, permit, Err(again(&error)));
             }
             return;
         }
         if !lines.is_empty() {
+            self.shared.stored();
             self.publish(head, &lines);
         }
         for (range, reply, permit) in waiting {
@@ -170,11 +177,20 @@ impl Writer {
         }
         state.head = head.clone();
         drop(state);
+        self.unnoted += lines.len();
+        if self.unnoted >= NOTE_EVERY {
+            self.unnoted = 0;
+            self.shared.note_stored();
+            self.cursors_moved();
+        }
         self.head.send_replace(head);
     }
 
-    /// Seals the open segment and begins the next.
-    fn rotate(&mut self) -> Result<(), LedgerError> {
+    /// Seals the open segment when it has grown enough, and begins the next.
+    fn rotate_when_due(&mut self) -> Result<(), LedgerError> {
+        if self.appender.durable < self.options.segment_bytes.min(super::segments::MAX_SEGMENT) {
+            return Ok(());
+        }
         let next = self.head.borrow().seq + 1;
         self.appender.rotate(next)?;
         let mut state = self.shared.state_mut();
@@ -210,6 +226,9 @@ fn again(error: &LedgerError) -> LedgerError {
     match error {
         LedgerError::Io { path, error } => {
             LedgerError::Io { path: path.clone(), error: io::Error::new(error.kind(), error.to_string()) }
+        }
+        LedgerError::Full { path, free, reserve } => {
+            LedgerError::Full { path: path.clone(), free: *free, reserve: *reserve }
         }
         other => LedgerError::Io { path: String::new(), error: io::Error::other(other.to_string()) },
     }

@@ -55,11 +55,16 @@ impl Gateway {
         self.dir.path().join(name)
     }
 
-    /// Starts the daemon and waits until it answers.
-    pub fn start(&mut self) {
+    /// Starts the daemon and waits for nothing.
+    pub fn spawn(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let child = self.program(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start(&mut self) {
+        self.spawn();
         let deadline = Instant::now() + PATIENCE;
         while ask(&self.socket(), "/api/v1/status").is_none() {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
@@ -87,9 +92,18 @@ impl Gateway {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// What it says now; `None` when it does not answer, or not to the end.
+    pub fn try_get(&self, path: &str) -> Option<Value> {
+        serde_json::from_str(&ask(&self.socket(), path)?).ok()
+    }
+
     pub fn get(&self, path: &str) -> Value {
         let body = ask(&self.socket(), path).unwrap_or_else(|| panic!("no answer\n{}", self.log()));
         serde_json::from_str(&body).unwrap()
+    }
+
+    pub fn text(&self, path: &str) -> String {
+        ask(&self.socket(), path).unwrap_or_else(|| panic!("no answer\n{}", self.log()))
     }
 
     pub fn stored(&self) -> u64 {

@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use super::replacing;
 use super::{
     super::{
         Head, LedgerError,
@@ -22,7 +23,7 @@ use super::{
     },
     shared::{Marks, Sealed, State},
 };
-use crate::model::{GENESIS, Seq, Utc};
+use crate::model::{ClockState, GENESIS, Seq, Utc};
 
 pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, LedgerError> {
     let path = data_dir.join("lock");
@@ -30,14 +31,27 @@ pub fn take_lock(disk: &dyn Disk, data_dir: &Path) -> Result<Box<dyn Lock>, Ledg
     lock.ok_or_else(|| LedgerError::Busy { path: data_dir.display().to_string() })
 }
 
-pub fn load_meta(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
-    if let Some(meta) = Meta::load(disk, dir)? {
-        return Ok(meta);
-    }
-    if !segments::list(disk, dir)?.is_empty() {
-        let detail = "it is missing, but there are segments\n  hint: restore it from a backup";
-        return Err(io_error(&dir.join("ledger.json"))(io::Error::other(detail)));
-    }
+/// The identity; where it is gone or damaged a new ledger begins. Anything else that fails may pass, and is an error.
+pub fn load_meta(
+    disk: &dyn Disk,
+    dir: &Path,
+    (now, clock): (Utc, ClockState),
+    reports: &mut Vec<String>,
+) -> Result<Meta, LedgerError> {
+    replacing::resume(disk, dir, reports)?;
+    let why = match Meta::load(disk, dir) {
+        Ok(Some(meta)) => return Ok(meta),
+        Ok(None) if segments::list(disk, dir)?.is_empty() => return create(disk, dir, now),
+        Ok(None) => "ledger.json is missing, but there are segments".to_owned(),
+        Err(LedgerError::Io { error, .. }) if error.kind() == io::ErrorKind::InvalidData => {
+            format!("ledger.json: {error}")
+        }
+        Err(error) => return Err(error),
+    };
+    replacing::replace(disk, dir, &why, (now, clock), reports)
+}
+
+fn create(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
     let meta = Meta::create(now)?;
     // First the cursors: a ledger without them is one that has lost them.
     Cursors::default().store(disk, dir, &meta.id)?;
@@ -197,18 +211,19 @@ pub fn load_cursors(disk: &dyn Disk, dir: &Path, id: &str, head: &Head, reports:
             Cursors::default()
         }
     };
-    for (name, cursor) in [("acknowledged", &mut cursors.acknowledged), ("confirmed", &mut cursors.confirmed)]
-    {
-        if *cursor > head.seq {
-            reports.push(format!(
-                "cursors: {name} up to seq {cursor}, but the ledger ends at seq {}: records that were sent are lost\n  \
-                 hint: restore the ledger from a backup, or begin a new one: these seq would be given twice",
-                head.seq
-            ));
-            *cursor = head.seq;
-        }
-    }
+    // Beyond the head they never stand here: then a new ledger has begun.
+    cursors.acknowledged = cursors.acknowledged.min(head.seq);
+    cursors.confirmed = cursors.confirmed.min(head.seq);
     Marks { cursors, dirty: false }
+}
+
+/// Whether the ledger ends before records that it is known to have had: going on would give their numbers twice.
+pub fn lost_its_end(disk: &dyn Disk, dir: &Path, id: &str, head: &Head) -> Option<String> {
+    let cursors = Cursors::load(disk, dir, id).ok()?;
+    let had = cursors.stored.max(cursors.acknowledged).max(cursors.confirmed);
+    (had > head.seq).then(|| {
+        format!("it had {had} records and ends at seq {}: to go on would give numbers twice", head.seq)
+    })
 }
 
 /// Takes from the index what it knows of the segments that are here.
@@ -216,11 +231,7 @@ pub fn recall(index: &Index, state: &mut State, reports: &mut Vec<String>) {
     let mut missing = 0;
     for sealed in state.sealed.values().cloned().collect::<Vec<_>>() {
         let entry = index.entry(sealed.first).ok().flatten();
-        match entry.filter(|entry| {
-            let header = &entry.header;
-            (header.first, header.bytes) == (sealed.first, sealed.bytes)
-                && (header.last == sealed.last || !header.damage.is_empty())
-        }) {
+        match entry.filter(|entry| sealed.is_of(&entry.header)) {
             Some(entry) => {
                 reports.extend(entry.header.damage.iter().cloned());
                 let known = state.known(entry.header, entry.meters.iter());

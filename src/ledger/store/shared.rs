@@ -11,12 +11,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    time::{Duration, Instant},
 };
 
 use super::super::{
-    Head, LedgerError,
+    Condition, Head, LedgerError, Refusal,
     disk::Disk,
-    index::{self, Index, IndexError},
+    index::{self, Index, IndexError, Opening},
     meta::{Cursors, Meta},
     segments,
     summary::{Header, Place, Summary},
@@ -25,6 +26,8 @@ use crate::model::Seq;
 
 /// Summaries of sealed segments kept in memory (each a few MiB): a page of readings and the next one use the same.
 const KEPT_SUMMARIES: usize = 2;
+/// How often whoever waits for the index looks whether the ledger is being closed.
+const LOOK_UP: Duration = Duration::from_millis(100);
 /// Incidents remembered for the console.
 pub const MAX_INCIDENTS: usize = 200;
 
@@ -35,6 +38,14 @@ pub struct Sealed {
     pub path: PathBuf,
     pub bytes: u64,
     pub known: OnceLock<Known>,
+}
+
+impl Sealed {
+    /// Whether an entry of the index is of this file as it is now.
+    pub fn is_of(&self, header: &Header) -> bool {
+        (header.first, header.bytes) == (self.first, self.bytes)
+            && (header.last == self.last || !header.damage.is_empty())
+    }
 }
 
 /// What is kept in memory of a sealed segment.
@@ -113,6 +124,11 @@ pub struct Shared {
     pub cache: Mutex<VecDeque<Arc<Summary>>>,
     pub incidents: Mutex<Vec<String>>,
     pub stopping: AtomicBool,
+    pub reserve_bytes: u64,
+    /// Since when nothing is stored, and why.
+    pub trouble: Mutex<Option<(Instant, String)>>,
+    /// Since when the writer is at a batch.
+    pub busy: Mutex<Option<Instant>>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -128,12 +144,79 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the operator, once.
     pub fn report(&self, incident: String) {
-        tracing::warn!(error = %incident, "ledger");
         let mut incidents = lock(&self.incidents);
+        if incidents.contains(&incident) {
+            return;
+        }
+        tracing::warn!(error = %incident, "ledger");
+        if incidents.len() < MAX_INCIDENTS {
+            incidents.push(incident);
+        }
+    }
+
+    /// Refuses while the disk has no more than its reserve. Once refused, an eighth more is wanted: not on and off.
+    pub fn room(&self) -> Result<(), LedgerError> {
+        let reserve = self.reserve_bytes;
+        let refused = lock(&self.trouble).is_some();
+        let wanted = if refused { reserve.saturating_add(reserve / 8) } else { reserve };
+        match self.disk.free_bytes(&self.dir) {
+            Ok(free) if free < wanted => {
+                Err(LedgerError::Full { path: self.dir.display().to_string(), free, reserve })
+            }
+            _ => Ok(()), // a disk that does not say is asked by writing
+        }
+    }
+
+    /// An append failed. The operator is told at the first one.
+    pub fn refused(&self, error: &LedgerError) {
+        let mut trouble = lock(&self.trouble);
+        let reason = error.to_string();
+        if let Some((_, now)) = trouble.as_mut() {
+            *now = reason;
+            return;
+        }
+        *trouble = Some((Instant::now(), reason));
+        drop(trouble);
+        tracing::error!(%error, "nothing can be stored: what is read waits, first in the queue, then on its bus");
+        let mut incidents = lock(&self.incidents);
+        let incident = format!("nothing could be stored: {error}");
         if incidents.len() < MAX_INCIDENTS && !incidents.contains(&incident) {
             incidents.push(incident);
         }
+    }
+
+    /// An append succeeded.
+    pub fn stored(&self) {
+        if let Some((since, _)) = lock(&self.trouble).take() {
+            tracing::info!(after_secs = since.elapsed().as_secs(), "records are stored again");
+        }
+    }
+
+    pub fn condition(&self) -> Condition {
+        let refusing = lock(&self.trouble)
+            .as_ref()
+            .map(|(since, reason)| Refusal { reason: reason.clone(), lasting: since.elapsed() });
+        let state = self.state();
+        let bytes = state.sealed.values().map(|sealed| sealed.bytes).sum::<u64>() + state.open.header.bytes;
+        drop(state);
+        Condition {
+            refusing,
+            busy_for: lock(&self.busy).map(|since| since.elapsed()),
+            free_bytes: self.disk.free_bytes(&self.dir).ok(),
+            reserve_bytes: self.reserve_bytes,
+            bytes,
+            incidents: lock(&self.incidents).clone(),
+        }
+    }
+
+    /// Has the end of the ledger written beside the cursors when it has moved on. How far it stood behind.
+    pub fn note_stored(&self) -> u64 {
+        let mut marks = lock(&self.marks);
+        let behind = self.state().head.seq.saturating_sub(marks.cursors.stored);
+        marks.dirty |= behind > 0;
+        behind
     }
 
     /// Writes the cursors when they have moved.
@@ -145,6 +228,8 @@ impl Shared {
                 return Ok(());
             }
             marks.dirty = false;
+            // Under the same lock as the cursors: they never stand beyond it.
+            marks.cursors.stored = self.state().head.seq;
             marks.cursors
         };
         cursors.store(&*self.disk, &self.dir, &self.id).inspect_err(|_| lock(&self.marks).dirty = true)
@@ -162,7 +247,7 @@ impl Shared {
                     Err(error) => format!("could not be set aside: {error}"),
                 };
                 drop(index);
-                self.report(format!("{error}; {aside}; queries read the segments until the next start"));
+                self.report(format!("{error}; {aside}; queries read the segments until it is built again"));
                 None
             }
         }
@@ -242,25 +327,71 @@ impl Shared {
         Ok(Summary::offset_before(&self.summary(sealed)?.sparse, seq))
     }
 
-    /// Brings the index up to date with the segments, newest first. Runs on its own thread.
-    pub fn index_missing(&self, sealed: &[Arc<Sealed>], handed: &mpsc::Receiver<Arc<Summary>>) {
-        let store_handed = |summary: &Summary| {
-            self.with_index(|index| index.store(summary));
-        };
-        for sealed in sealed.iter().rev().filter(|sealed| sealed.known.get().is_none()) {
+    /// Keeps the index: waits for one that opens late, builds again what is missing or lost, newest first, and stores what
+    /// is sealed from now on. Runs on its own thread, until all senders are gone.
+    pub fn keep_index(&self, late: Option<Opening>, handed: &mpsc::Receiver<Arc<Summary>>, retry: Duration) {
+        if let Some(opening) = late {
+            self.install(&opening);
+        }
+        self.index_missing(handed);
+        loop {
+            match handed.recv_timeout(retry) {
+                Ok(summary) => drop(self.with_index(|index| index.store(&summary))),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if lock(&self.index).is_none() {
+                        self.install(&Index::begin(&self.data_dir, &self.id));
+                        self.index_missing(handed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn install(&self, opening: &Opening) {
+        while !self.stopping.load(Ordering::SeqCst) {
+            match opening.recv_timeout(LOOK_UP) {
+                Ok((index, told)) => {
+                    if index.is_some() {
+                        tracing::info!("the index is open");
+                    }
+                    *lock(&self.index) = index;
+                    told.into_iter().for_each(|incident| self.report(incident));
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Brings the index up to date with the segments, newest first.
+    fn index_missing(&self, handed: &mpsc::Receiver<Arc<Summary>>) {
+        let sealed: Vec<Arc<Sealed>> = self.state().sealed.values().cloned().collect();
+        for sealed in sealed.iter().rev() {
             while let Ok(summary) = handed.try_recv() {
-                store_handed(&summary);
+                self.with_index(|index| index.store(&summary));
             }
             if self.stopping.load(Ordering::SeqCst) {
                 return;
             }
-            let present = self.state().sealed.contains_key(&sealed.first);
-            if present && let Err(error) = self.header(sealed) {
+            if !self.state().sealed.contains_key(&sealed.first) {
+                continue; // pruned meanwhile
+            }
+            let entry = self.with_index(|index| index.entry(sealed.first)).flatten();
+            let indexed = entry.is_some_and(|entry| sealed.is_of(&entry.header));
+            if !indexed && let Err(error) = self.index_again(sealed) {
                 self.report(format!("indexing: {error}"));
             }
         }
-        while let Ok(summary) = handed.recv() {
-            store_handed(&summary);
+    }
+
+    fn index_again(&self, sealed: &Sealed) -> Result<(), LedgerError> {
+        match self.kept(sealed.first) {
+            Some(summary) => drop(self.with_index(|index| index.store(&summary))),
+            None if sealed.known.get().is_some() && lock(&self.index).is_none() => {} // nothing to gain
+            None => drop(self.summary(sealed)?),
         }
+        Ok(())
     }
 }

@@ -1,0 +1,94 @@
+//! `ledger backup DIR` and `ledger restore DIR`: asks the daemon how far the disk is, shows progress, says what follows.
+//!
+//! The copying itself is the ledger's.
+
+use std::{path::Path, process::ExitCode};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{client::Daemon, no};
+use crate::{
+    clock::{Clock, SystemClock},
+    config::Settings,
+    identity::Identity,
+    ledger::backup::{self, Copied},
+    model::Seq,
+};
+
+/// The public half of the gateway's key, beside the copy: with it the copy's signatures can be checked anywhere.
+const PUBLIC_KEY: &str = "public-key.pem";
+
+fn bar() -> anyhow::Result<ProgressBar> {
+    let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+    Ok(ProgressBar::new(0).with_style(ProgressStyle::with_template(style)?))
+}
+
+pub async fn backup(settings: &Settings, to: &Path) -> anyhow::Result<ExitCode> {
+    let dir = &settings.gateway.data_dir;
+    // What a running daemon says is stored is on its disk; what lies behind that may not be.
+    let durable = match Daemon::connect(dir).await? {
+        Some(mut daemon) => daemon
+            .get_json("/api/v1/status")
+            .await?
+            .pointer("/store/last_seq")
+            .and_then(serde_json::Value::as_u64),
+        None => None,
+    };
+    let bar = bar()?;
+    let mut progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let copied = backup::backup(dir, to, durable, &mut progress)?;
+    bar.finish_and_clear();
+    std::fs::write(to.join(PUBLIC_KEY), Identity::load_or_create(dir)?.public_key_pem())?;
+    tell(&copied);
+    faults(&copied)
+}
+
+pub async fn restore(settings: &Settings, from: &Path, billing_has: Option<Seq>) -> anyhow::Result<ExitCode> {
+    let dir = &settings.gateway.data_dir;
+    crate::app::make_data_dir(dir)?;
+    let clock = SystemClock::new();
+    clock.refresh().await;
+    let bar = bar()?;
+    let mut progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let restored = backup::restore(from, dir, billing_has, (clock.wall(), clock.state()), &mut progress)?;
+    bar.finish_and_clear();
+    tell(&restored.copied);
+    if restored.ledger == restored.copied.ledger {
+        println!("the ledger goes on; its next record is seq {}", restored.next);
+    } else {
+        println!(
+            "ledger {} begins behind it (next record: seq {}): numbers after seq {} may have been used already\n\
+             the old records are in {}/ledger as replaced-1.*, readable and proved\n\
+             the signing key is not in a backup: a new one is made at the next start unless it is put back",
+            restored.ledger,
+            restored.next,
+            restored.copied.head.seq,
+            dir.display()
+        );
+    }
+    faults(&restored.copied)
+}
+
+fn tell(copied: &Copied) {
+    println!("ledger   {}", copied.ledger);
+    println!("records  to seq {}", copied.head.seq);
+    println!("head     {}", copied.head.hash);
+    println!("files    {} copied ({} bytes), {} there already", copied.files.0, copied.bytes, copied.files.1);
+}
+
+fn faults(copied: &Copied) -> anyhow::Result<ExitCode> {
+    if copied.faults.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    no(format!(
+        "{}\n{} fault(s) in the original, copied as they are",
+        copied.faults.join("\n"),
+        copied.faults.len()
+    ))
+}

@@ -1,0 +1,214 @@
+//! A copy of a ledger that may be written to meanwhile, and the way back into an empty data directory.
+//!
+//! Every copied byte is read back and proved before its file gets its name. Whether numbers may go on after a restore is
+//! not guessed: without proof that nothing later was sent, a new ledger begins behind the restored one.
+
+use std::{io, path::Path, sync::Arc};
+
+use super::{
+    Head, LedgerError,
+    audit::audit,
+    disk::{Disk, Reader, RealDisk},
+    files::{io_error, sync_dir},
+    meta::{Cursors, Meta},
+    segments::{Scan, list, scan, segment_path},
+    store::begin_again,
+};
+use crate::model::{ClockState, GENESIS, Seq, Utc};
+
+/// Bytes copied at once.
+const BLOCK: usize = 256 * 1024;
+
+/// What a copy came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// Which ledger.
+    pub ledger: String,
+    /// The last record in the copy.
+    pub head: Head,
+    /// Files that were copied, and that were there already.
+    pub files: (u64, u64),
+    /// Bytes that were copied.
+    pub bytes: u64,
+    /// Damage in the original; it is in the copy as it is.
+    pub faults: Vec<String>,
+}
+
+/// What a restored data directory will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// What was put back.
+    pub copied: Copied,
+    /// The ledger that will be written to.
+    pub ledger: String,
+    /// Its next record.
+    pub next: Seq,
+}
+
+fn refused(path: &Path, detail: &str) -> LedgerError {
+    io_error(path)(io::Error::other(detail.to_owned()))
+}
+
+/// Copies the ledger of `data_dir` up to `to` (the last record that is known to be durable; all whole ones when
+/// nothing runs) into `target`: an empty directory or an older backup of the same ledger.
+pub fn backup(
+    data_dir: &Path,
+    target: &Path,
+    to: Option<Seq>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Copied, LedgerError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let (from, into) = (data_dir.join("ledger"), target.join("ledger"));
+    let meta = Meta::load(&*disk, &from)?.ok_or_else(|| refused(&from, "there is no ledger"))?;
+    let there = match disk.list(target) {
+        Ok(entries) => !entries.is_empty(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(io_error(target)(error)),
+    };
+    if there && Meta::load(&*disk, &into)?.is_none_or(|older| older.id != meta.id) {
+        let detail =
+            format!("not empty, and no backup of ledger {}\n  hint: give an empty directory", meta.id);
+        return Err(refused(target, &detail));
+    }
+    disk.create_dirs(&into).map_err(io_error(&into))?;
+    // Before the first file of a new backup: a backup that was broken off is gone on with.
+    meta.store(&*disk, &into)?;
+    let mut copied = copy(&*disk, &from, &into, to, progress)?;
+    // Once more, for what retention removed meanwhile; the cursors as far as the copy reaches.
+    let meta = Meta::load(&*disk, &from)?.unwrap_or(meta);
+    meta.store(&*disk, &into)?;
+    let mut cursors = Cursors::load(&*disk, &from, &meta.id).unwrap_or_default();
+    let end = copied.head.seq;
+    cursors.acknowledged = cursors.acknowledged.min(end);
+    cursors.confirmed = cursors.confirmed.min(end);
+    cursors.stored = end;
+    cursors.store(&*disk, &into, &meta.id)?;
+    copied.ledger = meta.id;
+    Ok(copied)
+}
+
+/// Puts a backup into an empty data directory. Its ledger goes on only when `billing_has` proves that the backup has
+/// everything that was ever sent; otherwise its records are kept beside a new ledger, whose first record says so.
+pub fn restore(
+    backup: &Path,
+    data_dir: &Path,
+    billing_has: Option<Seq>,
+    now: (Utc, ClockState),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Restored, LedgerError> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    match disk.list(data_dir) {
+        Ok(entries) if !entries.is_empty() => {
+            let detail = "not empty\n  hint: a backup goes into an empty data directory; move the old one away, do not delete it";
+            return Err(refused(data_dir, detail));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(data_dir)(error)),
+        _ => {}
+    }
+    let (from, into) = (backup.join("ledger"), data_dir.join("ledger"));
+    let meta = Meta::load(&*disk, &from)?.ok_or_else(|| refused(&from, "there is no backup"))?;
+    let cursors = Cursors::load(&*disk, &from, &meta.id).map_err(|reason| {
+        refused(&from, &format!("the backup was not finished ({reason})\n  hint: run `ledger backup` again"))
+    })?;
+    disk.create_dirs(&into).map_err(io_error(&into))?;
+    let mut copied = copy(&*disk, &from, &into, None, progress)?;
+    copied.ledger.clone_from(&meta.id);
+    cursors.store(&*disk, &into, &meta.id)?;
+    meta.store(&*disk, &into)?;
+    let report = audit(data_dir, 1, None, &mut |_, _| ())?;
+    copied.faults = report.faults;
+    let end = report.head.seq;
+    if billing_has.is_some_and(|seq| seq <= end) && end >= cursors.stored {
+        return Ok(Restored { ledger: meta.id, next: end + 1, copied });
+    }
+    let why = format!("restored from a backup that ends at seq {end}; what was sent after it is not known");
+    let meta = begin_again(&*disk, &into, &why, now, &mut Vec::new())?;
+    Ok(Restored { ledger: meta.id, next: 2, copied })
+}
+
+fn copy(
+    disk: &dyn Disk,
+    from: &Path,
+    into: &Path,
+    to: Option<Seq>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Copied, LedgerError> {
+    let files = list(disk, from)?;
+    let have = list(disk, into)?;
+    let total = files.iter().map(|(_, bytes)| bytes).sum();
+    let head = Head { seq: 0, hash: GENESIS.into() };
+    let mut copied = Copied { ledger: String::new(), head, files: (0, 0), bytes: 0, faults: Vec::new() };
+    let mut done = 0;
+    for (at, (first, bytes)) in files.iter().enumerate() {
+        if to.is_some_and(|to| *first > to) {
+            break; // begun after the head was asked for
+        }
+        let source = segment_path(from, *first);
+        let sealed_before = files.get(at + 1).map(|(next, _)| next - 1);
+        let last = sealed_before.unwrap_or(Seq::MAX).min(to.unwrap_or(Seq::MAX));
+        let found = match scan(disk, &source, *first, last, *bytes, None) {
+            Ok(found) => found,
+            Err(LedgerError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => continue, // pruned
+            Err(error) => return Err(error),
+        };
+        // A sealed file whole, as it is; the open one up to the last durable record.
+        let length = if sealed_before.is_some_and(|end| end <= last) { *bytes } else { found.good };
+        copied.faults.extend(found.summary.header.damage.iter().cloned());
+        if have.contains(&(*first, length))
+            && same_end(disk, &segment_path(into, *first), *first, last, length, &found)?
+        {
+            copied.files.1 += 1;
+        } else {
+            let part = into.join(format!("{first:020}.part"));
+            write(disk, &source, &part, length)?;
+            if !same_end(disk, &part, *first, last, length, &found)? {
+                return Err(refused(
+                    &part,
+                    "what was copied reads back differently\n  hint: is the disk of the backup sound?",
+                ));
+            }
+            let name = segment_path(into, *first);
+            disk.rename(&part, &name).map_err(io_error(&name))?;
+            sync_dir(disk, into)?;
+            copied.files.0 += 1;
+            copied.bytes += length;
+        }
+        let header = &found.summary.header;
+        if header.count > 0 {
+            copied.head = Head { seq: header.last, hash: header.last_hash.clone() };
+        }
+        done += bytes;
+        progress(done, total);
+    }
+    Ok(copied)
+}
+
+/// Whether a copy proves the same records as its original did.
+fn same_end(
+    disk: &dyn Disk,
+    path: &Path,
+    first: Seq,
+    last: Seq,
+    length: u64,
+    original: &Scan,
+) -> Result<bool, LedgerError> {
+    let copy = scan(disk, path, first, last, length, None)?;
+    let (ours, theirs) = (&copy.summary.header, &original.summary.header);
+    Ok((ours.count, &ours.last_hash, copy.good) == (theirs.count, &theirs.last_hash, original.good))
+}
+
+fn write(disk: &dyn Disk, source: &Path, target: &Path, length: u64) -> Result<(), LedgerError> {
+    let mut reader = Reader::new(disk.open(source).map_err(io_error(source))?, 0, length);
+    let mut copy = || -> io::Result<()> {
+        let file = disk.create(target)?;
+        let mut block = vec![0; BLOCK];
+        loop {
+            let count = io::Read::read(&mut reader, &mut block)?;
+            if count == 0 {
+                return file.sync();
+            }
+            file.append(block.get(..count).unwrap_or_default())?;
+        }
+    };
+    copy().map_err(io_error(target))
+}

@@ -1,0 +1,31 @@
+//! How the store itself fares: what it refuses and why, how much room is left, what went wrong. For status and metrics.
+//!
+//! Values only. Knows nothing of records.
+
+use std::time::Duration;
+
+/// A snapshot, taken when it is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Condition {
+    /// Nothing is being stored: why, and for how long. What was read waits.
+    pub refusing: Option<Refusal>,
+    /// How long the writer has been at the batch under way. One that does not come back hangs in the disk.
+    pub busy_for: Option<Duration>,
+    /// Bytes that may still be written; `None` when the disk does not say.
+    pub free_bytes: Option<u64>,
+    /// Below so many free bytes nothing is appended.
+    pub reserve_bytes: u64,
+    /// Bytes of all segment files.
+    pub bytes: u64,
+    /// What went wrong since the start, each once, at most 200.
+    pub incidents: Vec<String>,
+}
+
+/// Why nothing is being stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For the operator.
+    pub reason: String,
+    /// Since the first append that failed.
+    pub lasting: Duration,
+}

@@ -1,0 +1,415 @@
+//! The store under fire: the real binary killed, starved of disk and given damaged files, and an oracle that knows what
+//! it had promised before.
+//!
+//! `FIRE_ROUNDS=1000 cargo test --test fire -- --ignored --nocapture` is the long run of `docs/reliability.md`;
+//! `FIRE_SEED` repeats one. A seed repeats the moments that were drawn, not the machine's timing.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
+
+#[path = "common/consumer.rs"]
+mod consumer;
+#[path = "fire/full.rs"]
+mod full;
+#[path = "common/gateway.rs"]
+mod gateway;
+#[path = "common/mosquitto.rs"]
+mod mosquitto;
+#[path = "fire/oracle.rs"]
+mod oracle;
+#[path = "fire/plant.rs"]
+mod plant;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use consumer::Consumer;
+use fastrand::Rng;
+use full::SmallDisk;
+use gateway::Gateway;
+use meter_gateway::{
+    ledger::{FileLedger, Ledger, Options, chain::verify_line},
+    model::{ClockState, Draft, Utc},
+};
+use mosquitto::Mosquitto;
+use oracle::Oracle;
+use serde_json::Value;
+
+/// Rounds on one data directory; the next ones begin with an empty one, so that a round costs the same at the end.
+const ROUNDS_PER_LEDGER: u64 = 50;
+/// A process lives at most so long: opening takes a good part of the shorter lives, so that some die before they are up.
+const LONGEST_LIFE: Duration = Duration::from_millis(600);
+/// Between two looks of the oracle.
+const LOOK: Duration = Duration::from_millis(15);
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+}
+
+/// What the rounds came to.
+#[derive(Debug, Default)]
+struct Figures {
+    rounds: u64,
+    killed_before_up: u64,
+    ledgers: u64,
+    records: u64,
+    /// Records a subscriber had when the process was killed, and heads that were shown: all were found again.
+    compared: u64,
+    heads: u64,
+    came_again: u64,
+    torn_ends: usize,
+}
+
+/// Kills and restarts until `rounds` are over.
+async fn kills(rounds: u64, seed: u64) -> Figures {
+    let mut rng = Rng::with_seed(seed);
+    let mut figures = Figures::default();
+    while figures.rounds < rounds {
+        let broker = Mosquitto::open();
+        let (mut gateway, _site) = plant::plant(broker.port, 20, "");
+        let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+        let mut oracle = Oracle::default();
+        let here = ROUNDS_PER_LEDGER.min(rounds - figures.rounds);
+        for round in 1..=here {
+            let life = Duration::from_micros(rng.u64(..LONGEST_LIFE.as_micros() as u64));
+            let begun = Instant::now();
+            gateway.spawn();
+            let mut answered = false;
+            while begun.elapsed() < life {
+                if let Some(status) = gateway.try_get("/api/v1/status") {
+                    answered = true;
+                    oracle.look(&status);
+                }
+                oracle.hear(&mut billing);
+                sleep(LOOK.min(life.saturating_sub(begun.elapsed())));
+            }
+            gateway.kill();
+            oracle.hear(&mut billing);
+            figures.killed_before_up += u64::from(!answered);
+            figures.rounds += 1;
+            figures.compared += oracle.prove(&gateway, round == here);
+        }
+        // What was known before the last kill is still there when it is up again, and all of it arrives.
+        gateway.start();
+        oracle.look(&gateway.get("/api/v1/status"));
+        let stored = gateway.stored();
+        oracle.accounts.until(stored, &mut billing).await;
+        gateway.kill();
+        figures.compared += oracle.prove(&gateway, true);
+        let proof = gateway.cli(&["ledger", "verify"]);
+        assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
+        figures.ledgers += 1;
+        figures.records += stored;
+        figures.heads += oracle.heads() as u64;
+        figures.came_again += oracle.accounts.duplicates;
+        figures.torn_ends += gateway.log().matches("torn end").count();
+    }
+    figures
+}
+
+async fn kill_rounds(rounds: u64) {
+    let seed = from_environment("FIRE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("FIRE_SEED={seed} FIRE_ROUNDS={rounds}");
+    let begun = Instant::now();
+    let figures = kills(rounds, seed).await;
+    println!("{figures:#?} in {:.0?}, lost 0", begun.elapsed());
+    assert!(figures.killed_before_up < figures.rounds, "no round got as far as a record: {figures:?}");
+    assert!(figures.records > figures.rounds, "too little was at stake: {figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_it_keeps_what_it_said_it_had() {
+    kill_rounds(ROUNDS_PER_LEDGER).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: FIRE_ROUNDS=1000 takes about ten minutes"]
+async fn killed_a_thousand_times_it_keeps_what_it_said_it_had() {
+    kill_rounds(from_environment("FIRE_ROUNDS").unwrap_or(1000)).await;
+}
+
+fn answered(gateway: &Gateway) -> u64 {
+    let status = gateway.get("/api/v1/status");
+    status["buses"].as_array().unwrap().iter().map(|bus| bus["answered"].as_u64().unwrap()).sum()
+}
+
+fn refusing(status: &Value) -> bool {
+    !status["store"]["refusing"].is_null()
+}
+
+/// Full down to `left` bytes, killed and started while it is full, then room again.
+async fn full_disk(reserve_mb: u32, left: u64) {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 10, &format!("reserve_mb = {reserve_mb}"));
+    let disk = SmallDisk::mount(&gateway.path("data"), 16);
+    let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+    let mut oracle = Oracle::default();
+    gateway.start();
+    oracle.accounts.until(50, &mut billing).await;
+
+    disk.fill(left);
+    let status = gateway.until("it notices", refusing);
+    oracle.look(&status);
+    // Polling goes on: some hundred answers more, and none of them is on disk.
+    let before = answered(&gateway);
+    gateway.until("it reads on", |_| answered(&gateway) > before + 300);
+    let later = gateway.get("/api/v1/status");
+    oracle.look(&later);
+    assert_eq!(later["store"]["last_seq"], status["store"]["last_seq"], "nothing is said to be stored");
+    oracle.accounts.until(gateway.stored(), &mut billing).await; // what was stored is sent meanwhile
+
+    // Told once: in the log, in the status (above) and in the metrics.
+    assert_eq!(gateway.log().matches("nothing can be stored").count(), 1, "{}", gateway.log());
+    let metrics = gateway.text("/metrics");
+    assert!(metrics.contains("\nmeter_gateway_ledger_refusing 1\n"), "{metrics}");
+
+    // It starts on a full disk too, and what it had promised is there.
+    gateway.kill();
+    oracle.hear(&mut billing);
+    oracle.prove(&gateway, true);
+    gateway.start();
+    oracle.look(&gateway.until("it notices again", refusing));
+    let before = answered(&gateway);
+    gateway.until("it reads", |_| answered(&gateway) > before + 50);
+
+    disk.empty();
+    oracle.look(&gateway.until("it stores again by itself", |status| !refusing(status)));
+    let stored = gateway.stored();
+    gateway.until("it goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > stored + 100);
+    assert!(gateway.log().contains("records are stored again"), "{}", gateway.log());
+    let metrics = gateway.text("/metrics");
+    assert!(metrics.contains("\nmeter_gateway_ledger_refusing 0\n"), "{metrics}");
+    let (status, _) = gateway.terminate();
+    assert!(status.success(), "{}", gateway.log());
+    oracle.hear(&mut billing);
+    oracle.prove(&gateway, true);
+    let proof = gateway.cli(&["ledger", "verify"]);
+    assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
+    let export = gateway.cli(&["ledger", "export"]);
+    let told = String::from_utf8(export.stdout).unwrap();
+    assert!(told.contains("nothing could be stored"), "the pause is on record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_to_the_last_byte_is_waited_for() {
+    full_disk(0, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reserve_stops_records_while_there_is_still_room_for_repair() {
+    full_disk(3, 2_900_000).await;
+}
+
+fn said(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The records of an export by their seq.
+fn exported(gateway: &Gateway) -> BTreeMap<u64, Vec<u8>> {
+    let output = gateway.cli(&["ledger", "export"]);
+    let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| (verify_line(line).unwrap().seq, line.to_vec())).collect()
+}
+
+fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries
+        .filter(|path| path.metadata().is_ok_and(|about| about.is_file() && about.len() > 0))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Damages files of a real data directory, with sealed segments and an index, and asks the real binary.
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bytes_are_named_and_never_served() {
+    const ROUNDS: usize = 12;
+    let seed = from_environment("FIRE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("FIRE_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    gateway.start();
+    gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 60);
+    gateway.terminate();
+    // Again into small segments, so that there are sealed ones, and an index of them.
+    let truth = exported(&gateway);
+    fs::remove_dir_all(gateway.path("data/ledger")).unwrap();
+    let options = Options { segment_bytes: 10_000, ..Options::default() };
+    let (ledger, _) = FileLedger::open(&gateway.path("data"), options).unwrap();
+    for line in truth.values() {
+        let Value::Object(mut fields) = serde_json::from_slice(line).unwrap() else { unreachable!() };
+        for own in ["seq", "type", "recorded_at", "clock", "prev", "hash"] {
+            fields.remove(own);
+        }
+        let draft = Draft::change("copy", fields, Utc::default(), ClockState::Synced);
+        ledger.append(vec![draft]).await.unwrap();
+    }
+    ledger.close();
+    let truth = exported(&gateway);
+    let whole = gateway.path("whole");
+    let copied = Command::new("cp").arg("-a").arg(gateway.path("data")).arg(&whole).status().unwrap();
+    assert!(copied.success() && files_below(&whole.join("ledger")).len() > 5);
+    for round in 0..ROUNDS {
+        fs::remove_dir_all(gateway.path("data")).unwrap();
+        let copied = Command::new("cp").arg("-a").arg(&whole).arg(gateway.path("data")).status().unwrap();
+        assert!(copied.success());
+        let room = if round % 3 == 2 { "data/index" } else { "data/ledger" };
+        let path = rng.choice(files_below(&gateway.path(room))).unwrap();
+        let mut content = fs::read(&path).unwrap();
+        let at = rng.usize(..content.len());
+        content[at] ^= 1 << rng.u8(..8);
+        fs::write(&path, &content).unwrap();
+        let place = format!("round {round}: {} byte {at}", path.display());
+        let proof = gateway.cli(&["ledger", "verify"]);
+        let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+        assert!(matches!(proof.status.code(), Some(0 | 1)), "{place}: {}", said(&proof));
+        if is_segment {
+            assert_eq!(proof.status.code(), Some(1), "{place}: {}", said(&proof));
+            assert!(said(&proof).contains(path.file_name().unwrap().to_str().unwrap()), "{place}");
+        }
+        let listed = gateway.cli(&["readings", "--format", "jsonl"]);
+        assert!(matches!(listed.status.code(), Some(0 | 1)), "{place}: {}", said(&listed));
+
+        gateway.start(); // whatever was damaged: it starts, and reads meters
+        let status = gateway.get("/api/v1/status");
+        let begun = status["store"]["last_seq"].as_u64().unwrap();
+        gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > begun + 5);
+        gateway.kill();
+        let now = exported(&gateway);
+        let replaced =
+            now.get(&1).is_some_and(|line| String::from_utf8_lossy(line).contains("ledger_replaced"));
+        if !replaced {
+            for (seq, line) in &truth {
+                let served = now.get(seq);
+                assert!(
+                    served.is_none_or(|served| served == line),
+                    "{place}: seq {seq} is served, and false"
+                );
+                assert!(is_segment || served.is_some(), "{place}: seq {seq} is gone");
+            }
+        }
+        if is_segment {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let kept = files_below(&gateway.path("data/ledger")).into_iter().any(|file| {
+                file.file_name().unwrap().to_str().unwrap().ends_with(name)
+                    && fs::read(file).unwrap().starts_with(&content)
+            });
+            assert!(kept, "{place}: the damaged bytes are no longer there");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_hangs_does_not_keep_the_meters_waiting() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    let index = gateway.path("data/index");
+    fs::create_dir_all(&index).unwrap();
+    // sled reads this file first; a pipe that nobody writes to makes it wait for ever.
+    assert!(Command::new("mkfifo").arg(index.join("conf")).status().unwrap().success());
+    let begun = Instant::now();
+    gateway.start();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    gateway.until("records meanwhile", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    assert!(!gateway.path("data/index.damaged-1").exists(), "it still hangs");
+    gateway.until("set aside and built again", |status| {
+        let incidents = status["store"]["incidents"].to_string();
+        incidents.contains("not open within") && incidents.contains("index.damaged-1")
+    });
+    assert!(gateway.path("data/index/db").exists());
+    gateway.terminate();
+    let told = exported(&gateway).into_values().filter(|line| {
+        let line = String::from_utf8_lossy(line);
+        line.contains("ledger_incident") && line.contains("index")
+    });
+    assert!(told.count() >= 2, "both are on record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_identity_begins_a_new_ledger_and_billing_hears_it() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+    gateway.start();
+    let old = gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20)["ledger"]
+        .clone();
+    gateway.terminate();
+    fs::remove_file(gateway.path("data/ledger/ledger.json")).unwrap();
+    gateway.start();
+    let status = gateway.get("/api/v1/status");
+    assert_ne!(status["ledger"], old);
+    gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    while billing.next_json("status").await["ledger"] != status["ledger"] {}
+    gateway.terminate();
+    let first: Value = serde_json::from_slice(&exported(&gateway)[&1]).unwrap();
+    assert_eq!(first["change"], "ledger_replaced", "{first}");
+    assert_eq!(first["old_ledger"], old, "{first}");
+    assert!(first["last_seq"].as_u64().unwrap() >= 20, "{first}");
+    let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();
+    assert_eq!(kept.lines().count() as u64, first["last_seq"].as_u64().unwrap());
+    assert!(kept.lines().all(|line| verify_line(line.as_bytes()).is_ok()), "readable, and proved");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_gateway_is_backed_up_and_restored() {
+    let broker = Mosquitto::open();
+    let (mut gateway, _site) = plant::plant(broker.port, 4, "");
+    gateway.start();
+    gateway.until("records", |status| status["store"]["last_seq"].as_u64().unwrap() > 20);
+    let old = gateway.get("/api/v1/status")["ledger"].as_str().unwrap().to_owned();
+    let to = gateway.path("backup");
+    let (to, other) = (to.to_str().unwrap(), gateway.path("other"));
+    let first = gateway.cli(&["ledger", "backup", to]);
+    assert!(first.status.success(), "{}", said(&first));
+    let stored = gateway.stored();
+    gateway.until("more", |status| status["store"]["last_seq"].as_u64().unwrap() > stored + 20);
+    let second = gateway.cli(&["ledger", "backup", to]); // on top of the older one
+    assert!(second.status.success(), "{}", said(&second));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("something"), "of somebody else").unwrap();
+    let refused = gateway.cli(&["ledger", "backup", other.to_str().unwrap()]);
+    assert!(!refused.status.success() && said(&refused).contains("not empty"), "{}", said(&refused));
+    let refused = gateway.cli(&["ledger", "restore", to]);
+    assert!(!refused.status.success() && said(&refused).contains("not empty"), "{}", said(&refused));
+    assert!(gateway.path("backup/public-key.pem").exists() && !gateway.path("backup/identity.key").exists());
+    gateway.terminate();
+    let truth = exported(&gateway);
+
+    // The disk is gone. Nobody knows what was sent: a new ledger, with the old records beside it.
+    fs::rename(gateway.path("data"), gateway.path("lost")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to]);
+    assert!(restored.status.success(), "{}", said(&restored));
+    let first: Value = serde_json::from_slice(&exported(&gateway)[&1]).unwrap();
+    assert_eq!(
+        (first["change"].as_str(), first["old_ledger"].as_str()),
+        (Some("ledger_replaced"), Some(&*old))
+    );
+    let end = first["last_seq"].as_u64().unwrap();
+    assert!(end > stored + 20 && end <= *truth.keys().next_back().unwrap());
+    let kept = fs::read_to_string(gateway.path("data/ledger/replaced-1.00000000000000000001.seg")).unwrap();
+    assert!(kept.lines().map(str::as_bytes).eq(truth.values().take(end as usize)), "byte for byte");
+
+    // Billing says that it has no more than the backup: the ledger goes on.
+    fs::remove_dir_all(gateway.path("data")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to, "--billing-has", &end.to_string()]);
+    assert!(restored.status.success(), "{}", said(&restored));
+    assert!(said(&restored).contains(&format!("its next record is seq {}", end + 1)), "{}", said(&restored));
+    gateway.start();
+    assert_eq!(gateway.get("/api/v1/status")["ledger"], old.as_str());
+    gateway.until("goes on", |status| status["store"]["last_seq"].as_u64().unwrap() > end + 10);
+    gateway.terminate();
+    let now = exported(&gateway);
+    assert!(truth.iter().take(end as usize).all(|(seq, line)| now[seq] == *line));
+    assert!(gateway.cli(&["ledger", "verify"]).status.success());
+
+    // Billing has more: these numbers are used.
+    fs::remove_dir_all(gateway.path("data")).unwrap();
+    let restored = gateway.cli(&["ledger", "restore", to, "--billing-has", &(end + 1).to_string()]);
+    assert!(said(&restored).contains("begins behind it"), "{}", said(&restored));
+}
