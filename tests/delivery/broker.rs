@@ -148,6 +148,15 @@ impl Broker {
         look(&self.journal.lock().unwrap())
     }
 
+    /// Waits until so many records were granted, repeated ones counted too.
+    pub async fn until_granted(&self, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.journal(|j| j.order.len()) < count {
+            assert!(Instant::now() < deadline, "{} of {count} granted", self.journal(|j| j.order.len()));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Publishes to the gateway.
     pub fn say(&self, leaf: &str, payload: &str, retain: bool) {
         let topic = format!("metering/v1/riverside/gw-01/{leaf}");

@@ -461,6 +461,9 @@ impl World {
                 return;
             }
         };
+        // Where the directory happens to be is no part of the history.
+        let place = data.display().to_string();
+        let incidents: Vec<String> = incidents.iter().map(|i| i.replace(&place, "data")).collect();
         for incident in &incidents {
             self.tell(format!("incident: {incident}"));
         }
