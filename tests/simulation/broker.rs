@@ -42,20 +42,30 @@ pub enum Acks {
     Refusing,
 }
 
+/// Whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Well,
+    Refuses,
+    /// Takes the connection and says nothing.
+    Mute,
+    /// Nothing gets through, in neither direction, and nobody is told.
+    HalfOpen,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mode {
-    pub refuses: bool,
-    /// Takes the connection and says nothing.
-    pub mute: bool,
-    /// Nothing gets through, in neither direction, and nobody is told.
-    pub half_open: bool,
+    pub reach: Reach,
     pub acks: Acks,
     pub consumer: bool,
 }
 
 impl Mode {
-    pub const WELL: Mode =
-        Mode { refuses: false, mute: false, half_open: false, acks: Acks::Prompt, consumer: true };
+    pub const WELL: Mode = Mode { reach: Reach::Well, acks: Acks::Prompt, consumer: true };
+
+    pub fn out_of(reach: Reach) -> Mode {
+        Mode { reach, ..Mode::WELL }
+    }
 }
 
 #[derive(Clone)]
@@ -298,7 +308,8 @@ struct SimLink {
 impl SimLink {
     /// Whether the broker still has this connection.
     fn is_alive(&self, state: &State) -> bool {
-        !state.mode.half_open && state.link.as_ref().is_some_and(|link| Arc::ptr_eq(link, &self.wire))
+        state.mode.reach != Reach::HalfOpen
+            && state.link.as_ref().is_some_and(|link| Arc::ptr_eq(link, &self.wire))
     }
 }
 
@@ -306,9 +317,9 @@ impl Broker for SimBroker {
     fn connect(&self, _: Offer) -> Box<dyn Link> {
         let wire = Arc::new(Wire::default());
         let mut state = self.state();
-        if state.mode.refuses {
+        if state.mode.reach == Reach::Refuses {
             wire.tell(Duration::from_millis(5), LinkEvent::Failed("connection refused".into()));
-        } else if !state.mode.mute && !state.mode.half_open {
+        } else if state.mode.reach == Reach::Well {
             let receive_max = if state.rng.u8(0..4) == 0 { state.rng.u16(1..10) } else { 100 };
             wire.tell(
                 Duration::from_millis(10),

@@ -38,7 +38,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::broker::{Acks, Mode, SimBroker};
+use super::broker::{Acks, Mode, Reach, SimBroker};
 
 pub const BASE: &str = "metering/v1/riverside/gw-01";
 const WIRE: Wire = Wire { baud: 9600, parity: Parity::None, stop_bits: 1 };
@@ -378,8 +378,8 @@ impl World {
                 5 => (Event::Meter(bus, meter, Some(Fault::Truncated)), Event::Meter(bus, meter, None)),
                 6 => (Event::Meter(bus, meter, Some(Fault::WrongUnit)), Event::Meter(bus, meter, None)),
                 7 => (Event::Exchanged(bus, meter), Event::ReadNow(bus, meter)),
-                8 => (Event::Broker(Mode { refuses: true, ..Mode::WELL }), Event::Broker(Mode::WELL)),
-                9 => (Event::Broker(Mode { half_open: true, ..Mode::WELL }), Event::Broker(Mode::WELL)),
+                8 => (Event::Broker(Mode::out_of(Reach::Refuses)), Event::Broker(Mode::WELL)),
+                9 => (Event::Broker(Mode::out_of(Reach::HalfOpen)), Event::Broker(Mode::WELL)),
                 10 => {
                     let acks =
                         [Acks::Never, Acks::Late, Acks::Twice, Acks::Unknown, Acks::Shuffled, Acks::Refusing];
@@ -390,7 +390,7 @@ impl World {
                 }
                 11 => (Event::Broker(Mode { consumer: false, ..Mode::WELL }), Event::Broker(Mode::WELL)),
                 12 => (Event::BrokerCrash, Event::HangUp),
-                13 => (Event::Broker(Mode { mute: true, ..Mode::WELL }), Event::Replay),
+                13 => (Event::Broker(Mode::out_of(Reach::Mute)), Event::Replay),
                 14 => {
                     let faults = [DiskFault::Write, DiskFault::Sync, DiskFault::NoSpace, DiskFault::ReadOnly];
                     (Event::Disk(faults[rng.usize(0..4)], rng.u32(1..40)), Event::DiskHeal)
@@ -507,7 +507,14 @@ impl World {
                 break;
             }
         }
-        self.remember_stored(&files);
+        self.end_of(house, &files, end).await;
+        self.offset = clock.kernel() - self.truth.now();
+        // A moment for tasks that were told to end: they must find their disk dead, not come back to life.
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn end_of(&mut self, house: House, files: &FileLedger, end: Option<End>) {
+        self.remember_stored(files);
         match end {
             _ if self.disk.has_stopped() => {
                 let power = self.rng.bool();
@@ -525,7 +532,7 @@ impl World {
                 if before.elapsed() > Duration::from_secs(5) {
                     self.violations.push(format!("the end took {:?}", before.elapsed()));
                 }
-                self.remember_stored(&files);
+                self.remember_stored(files);
                 files.close();
                 self.count("orderly end");
             }
@@ -538,9 +545,6 @@ impl World {
                 self.count("power cut");
             }
         }
-        self.offset = clock.kernel() - self.truth.now();
-        // A moment for tasks that were told to end: they must find their disk dead, not come back to life.
-        sleep(Duration::from_millis(1)).await;
     }
 
     fn remember_stored(&mut self, files: &FileLedger) {
@@ -567,6 +571,7 @@ impl World {
         *self.faults.entry(fault).or_default() += 1;
     }
 
+    #[allow(clippy::too_many_lines)] // one arm for each event
     fn happen(&mut self, event: &Event, clock: &SimulatedClock) {
         self.tell(format!("{event:?}"));
         let line = |bus: usize| self.lines.0.values().nth(bus).cloned();
@@ -609,9 +614,9 @@ impl World {
             Event::Broker(mode) => {
                 self.broker.set(*mode);
                 match mode {
-                    Mode { refuses: true, .. } => "broker refuses",
-                    Mode { half_open: true, .. } => "broker half-open",
-                    Mode { mute: true, .. } => "broker mute",
+                    Mode { reach: Reach::Refuses, .. } => "broker refuses",
+                    Mode { reach: Reach::HalfOpen, .. } => "broker half-open",
+                    Mode { reach: Reach::Mute, .. } => "broker mute",
                     Mode { consumer: false, .. } => "nobody subscribed",
                     Mode { acks: Acks::Prompt, .. } => return,
                     Mode { .. } => "broker acknowledges wrongly",
