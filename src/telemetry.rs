@@ -108,6 +108,9 @@ impl Telemetry {
     pub fn status(&self) -> Value {
         let settings = self.settings();
         let publisher = self.publisher.borrow().clone();
+        // The cursors first: the head moves meanwhile, and they never stand beyond it.
+        let acknowledged = self.ledger.cursor(Cursor::Acknowledged);
+        let confirmed = self.ledger.cursor(Cursor::Confirmed);
         let head = self.ledger.head().borrow().clone();
         let condition = self.ledger.condition();
         let awaiting = publisher
@@ -129,8 +132,8 @@ impl Telemetry {
                 "first_seq": self.ledger.first(),
                 "last_seq": head.seq,
                 "head": head.hash,
-                "acknowledged_seq": self.ledger.cursor(Cursor::Acknowledged),
-                "confirmed_seq": self.ledger.cursor(Cursor::Confirmed),
+                "acknowledged_seq": acknowledged,
+                "confirmed_seq": confirmed,
                 "bytes": condition.bytes,
                 "free_bytes": condition.free_bytes,
                 "reserve_bytes": condition.reserve_bytes,
