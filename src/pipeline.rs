@@ -17,7 +17,7 @@ use crate::{
     bus::{AskKind, Judge, Judgement, Purpose, Skipped, Sweep},
     clock::Clock,
     config::Meter,
-    ledger::SharedLedger,
+    ledger::{LedgerError, SharedLedger},
     model::{ClockState, Dec, Draft, Origin, PointName, PointValue, Reading, Utc, Verdict, flag, rfc3339},
     profile::{Point, decode},
     protocol::{Outcome, Payload},
@@ -398,20 +398,49 @@ pub async fn write(mut readings: mpsc::Receiver<Reading>, ledger: SharedLedger, 
     }
 }
 
-/// Appends until it is stored.
-pub async fn append(ledger: &SharedLedger, drafts: Vec<Draft>) {
+/// Appends until it is stored. A draft that the ledger can never take is put on record by what is wrong with it; the
+/// others are stored.
+pub async fn append(ledger: &SharedLedger, mut drafts: Vec<Draft>) {
     loop {
         match ledger.append(drafts.clone()).await {
-            Ok(_) => {
-                return;
-            }
-            Err(crate::ledger::LedgerError::Closed) => return,
+            Ok(_) | Err(LedgerError::Closed) => return,
+            Err(LedgerError::Refused(why)) => match <[Draft; 1]>::try_from(std::mem::take(&mut drafts)) {
+                Ok([draft]) => {
+                    tracing::error!(kind = ?draft.kind, %why, "a record cannot be stored");
+                    if draft.fields.get("change").and_then(Value::as_str) == Some(REFUSED) {
+                        return; // even that: the log has it
+                    }
+                    drafts = vec![refused(&draft, &why)];
+                }
+                Err(several) => {
+                    for draft in several {
+                        Box::pin(append(ledger, vec![draft])).await;
+                    }
+                    return;
+                }
+            },
             Err(error) => {
                 tracing::debug!(%error, records = drafts.len(), "not stored yet; tried again"); // the ledger tells the operator
                 sleep(APPEND_AGAIN).await;
             }
         }
     }
+}
+
+/// The `change` record in the place of one that the ledger cannot take.
+const REFUSED: &str = "record_refused";
+
+fn refused(draft: &Draft, why: &str) -> Draft {
+    let mut fields = Map::new();
+    fields.insert("kind".into(), serde_json::to_value(draft.kind).unwrap_or_default());
+    fields.insert("reason".into(), why.into());
+    for name in ["meter", "scheduled_at", "change"] {
+        if let Some(Value::String(text)) = draft.fields.get(name) {
+            let name = if name == "change" { "of" } else { name };
+            fields.insert(name.to_owned(), text.chars().take(64).collect::<String>().into());
+        }
+    }
+    Draft::change(REFUSED, fields, draft.recorded_at, draft.clock)
 }
 
 #[cfg(test)]

@@ -201,7 +201,9 @@ impl BusTask {
                     };
                     tokio::select! {
                         biased;
-                        _ = self.shutdown.changed() => {}
+                        changed = self.shutdown.changed() => if changed.is_err() {
+                            return; // whoever could end this is gone
+                        },
                         Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
                         () = sleep(time) => {}
                     }

@@ -545,3 +545,24 @@ async fn after_a_restart_an_unconfirmed_value_is_still_not_believed_and_the_one_
     let reading = bench.twice("5001.00", "5001.00");
     assert_eq!(flags(&reading), [flag::BACK_STEP, flag::TOO_FAST], "the other register has a history too");
 }
+
+#[tokio::test]
+async fn a_record_that_cannot_be_stored_is_put_on_record_and_holds_up_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, _) = crate::ledger::FileLedger::open(dir.path(), crate::ledger::Options::default()).unwrap();
+    let ledger: crate::ledger::SharedLedger = files;
+    let now = "2026-11-23T00:00:00Z".parse().unwrap();
+    let change = |what: &str, text: String| {
+        let fields = serde_json::Map::from_iter([("text".to_owned(), serde_json::Value::from(text))]);
+        crate::model::Draft::change(what, fields, now, crate::model::ClockState::Synced)
+    };
+    let drafts = vec![change("a", "x".into()), change("b", "x".repeat(70_000)), change("c", "x".into())];
+    super::append(&ledger, drafts).await;
+    let lines = ledger.read(1, 10, usize::MAX).unwrap();
+    let what: Vec<serde_json::Value> =
+        lines.iter().map(|line| serde_json::from_slice(&line.bytes).unwrap()).collect();
+    let names: Vec<&str> = what.iter().filter_map(|record| record["change"].as_str()).collect();
+    assert_eq!(names, ["a", "record_refused", "c"]);
+    assert_eq!(what[1]["of"], "b");
+    assert!(what[1]["reason"].as_str().unwrap().contains("bytes long"));
+}
