@@ -51,7 +51,7 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
 ];
 /// Channels without a capacity, and what bounds them instead.
 const UNBOUNDED: &[(&str, usize, &str)] = &[
-    ("src/ledger/index.rs", 1, "one message, ever"),
+    ("src/ledger/index.rs", 2, "one message each, ever"),
     ("src/ledger/store.rs", 2, "an append needs one of QUEUE permits; sealed segments come one by one"),
 ];
 

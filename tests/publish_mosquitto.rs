@@ -267,9 +267,16 @@ async fn receipts_replays_and_commands() {
     let refused = billing.next_json("response").await;
     assert_eq!((&refused["id"], &refused["ok"]), (&json!("c-1"), &json!(false)));
     billing.say("command", &json!({"id": "c-2", "name": "read_now", "args": {"meter": "E-1"}})).await;
-    let Some(Incoming::Command(command)) = timeout(PATIENCE, gateway.events.recv()).await.unwrap() else {
-        panic!("a command is passed on");
-    };
+    let (mut command, mut on_record) = (None, Vec::new());
+    while command.is_none() {
+        match timeout(PATIENCE, gateway.events.recv()).await.expect("a command is passed on").unwrap() {
+            Incoming::Command(came) => command = Some(came),
+            Incoming::OnRecord { change, .. } => on_record.push(change),
+            Incoming::Damaged { seq, detail } => panic!("record {seq}: {detail}"),
+        }
+    }
+    let command = command.unwrap();
+    assert!(on_record.contains(&"rejected"), "what billing refuses is put on record: {on_record:?}");
     let response = Response { id: Some(command.id), outcome: Ok(json!({"done": true})) };
     gateway.inbox.send(Outgoing::Response(response)).await.unwrap();
     let answered = billing.next_json("response").await;

@@ -86,8 +86,9 @@ struct Shown {
 /// Every value was shown by this very meter, at this very address, at that time.
 fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u64 {
     let times = world.house_times.lock().unwrap_or_else(PoisonError::into_inner);
-    let steps: Vec<Utc> =
-        world.steps.iter().filter_map(|step| Some(*times.range(..=*step).next_back()?.1)).collect();
+    // The house's time just before and just after.
+    let around = |step: &Utc| [times.range(..=*step).next_back(), times.range(*step..).next()];
+    let steps: Vec<Utc> = world.steps.iter().flat_map(around).flatten().map(|(_, house)| *house).collect();
     let mut shown: BTreeMap<MeterId, BTreeMap<Utc, Vec<Shown>>> = BTreeMap::new();
     for (bus, line) in world.settings.buses.iter().zip(by_bus(world)) {
         for meter in line.meters().lock().unwrap().iter() {

@@ -21,7 +21,7 @@ pub const MAX_PARKED: usize = 200;
 /// Bytes of a reason: a sentence. It goes into a record, and 200 of them into a status.
 const MAX_REASON_BYTES: usize = 200;
 /// News that wait to be put on record; where nobody takes them, nothing more is parked.
-const MAX_NEWS: usize = 2 * MAX_PARKED;
+const MAX_NEWS: usize = 400;
 /// How long acknowledged records may stay unconfirmed, the time without a broker not counted, before it is shown: a
 /// billing run that commits once an hour is not late.
 pub const RECEIPT_PATIENCE: Duration = Duration::from_secs(3600);
