@@ -119,6 +119,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether the data directory has a key already.
+    pub fn is_made(data_dir: &Path) -> bool {
+        data_dir.join(KEY_FILE).exists()
+    }
+
     /// Loads the key, or makes one (mode 0600) when there is none yet.
     pub fn load_or_create(data_dir: &Path) -> io::Result<Identity> {
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);

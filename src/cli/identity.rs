@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::{client::Daemon, no, query::Source};
+use super::{client::Daemon, foreign_owner, no, query::Source};
 use crate::{
     billing,
     clock::{Clock, SystemClock},
@@ -32,6 +32,14 @@ pub async fn run(
 
 fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
     let dir = &settings.gateway.data_dir;
+    if let Some(owner) = foreign_owner(dir)
+        && !Identity::is_made(dir)
+    {
+        return no(format!(
+            "{}: no key yet, and the directory belongs to user {owner}\n  hint: the daemon makes it at its first start",
+            dir.display()
+        ));
+    }
     crate::app::make_data_dir(dir)?;
     let identity = Identity::load_or_create(dir)?;
     if public_key {

@@ -269,6 +269,13 @@ fn no<T>(reason: impl std::fmt::Display) -> anyhow::Result<T> {
     Err(No(reason.to_string()).into())
 }
 
+/// Whose the directory is, when it is not ours: what we would leave in it its owner could not open.
+fn foreign_owner(dir: &std::path::Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(dir).ok()?.uid();
+    (owner != rustix::process::geteuid().as_raw()).then_some(owner)
+}
+
 /// A table as this program prints them; its width follows the terminal's.
 fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();

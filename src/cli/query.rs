@@ -2,14 +2,13 @@
 
 use std::{
     io::{self, Write},
-    os::unix::fs::MetadataExt,
     path::Path,
     process::ExitCode,
 };
 
 use serde_json::Value;
 
-use super::{client::Daemon, moment, no};
+use super::{client::Daemon, foreign_owner, moment, no};
 use comfy_table::Table;
 
 use crate::{
@@ -128,9 +127,7 @@ impl Source {
         if !dir.join("ledger").exists() {
             return no(format!("{}: nothing has been recorded here yet", dir.display()));
         }
-        let owner = std::fs::metadata(dir)?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            // What it would leave behind the daemon's own user could not open.
+        if let Some(owner) = foreign_owner(dir) {
             return no(format!(
                 "{}: no daemon runs, and the store belongs to user {owner}\n  hint: start the daemon, or run this as that user",
                 dir.display()
