@@ -30,6 +30,7 @@ pub struct Tally {
     pub values_proved: u64,
     pub slots: u64,
     pub duplicates: u64,
+    pub early: u64,
 }
 
 /// Everything; violations are added to the world's.
@@ -55,7 +56,12 @@ pub fn check(world: &mut World) -> Tally {
                 found.push(format!("record {seq}: billing has other bytes than the ledger"));
             }
         }
-        Tally { records: lines.len() as u64, duplicates: billing.duplicates, ..Tally::default() }
+        Tally {
+            records: lines.len() as u64,
+            duplicates: billing.duplicates,
+            early: billing.early,
+            ..Tally::default()
+        }
     });
     let records: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect();
     let values_proved = check_values(world, &records, &mut found);

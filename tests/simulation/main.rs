@@ -87,6 +87,7 @@ fn run_all(seeds: Range<u64>) {
                 sum.values_proved += outcome.tally.values_proved;
                 sum.slots += outcome.tally.slots;
                 sum.duplicates += outcome.tally.duplicates;
+                sum.early += outcome.tally.early;
                 simulated += outcome.simulated;
                 for (fault, times) in outcome.faults {
                     *faults.entry(fault).or_default() += times;
@@ -96,10 +97,11 @@ fn run_all(seeds: Range<u64>) {
         }
     }
     println!(
-        "seeds {seeds:?}: {} h simulated, {} records delivered, {} came again, {} slots, {} values proved",
+        "seeds {seeds:?}: {} h simulated, {} records delivered, {} came again, {} early, {} slots, {} values proved",
         simulated.as_secs() / 3600,
         sum.records,
         sum.duplicates,
+        sum.early,
         sum.slots,
         sum.values_proved
     );
