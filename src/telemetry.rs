@@ -118,7 +118,8 @@ impl Telemetry {
             .and_then(|since| chrono::TimeDelta::from_std(since.elapsed()).ok())
             .map(|waited| rfc3339(self.clock.wall() - waited));
         let mirror = condition.mirror.map(|mirror| {
-            let since = mirror.fault.as_ref().and_then(|fault| chrono::TimeDelta::from_std(fault.lasting).ok());
+            let since =
+                mirror.fault.as_ref().and_then(|fault| chrono::TimeDelta::from_std(fault.lasting).ok());
             json!({
                 "dir": mirror.dir,
                 "stored_seq": mirror.stored,

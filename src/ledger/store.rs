@@ -109,7 +109,10 @@ pub struct FileLedger {
 impl FileLedger {
     /// Opens (or creates) the ledger of `data_dir`: verifies the open segment, cuts back a torn end, starts the writer.
     /// Blocks. The reports are for the operator: what was cut, what is damaged, what is being built again.
-    pub fn open(data_dir: &Path, mut options: Options) -> Result<(Arc<FileLedger>, Vec<String>), LedgerError> {
+    pub fn open(
+        data_dir: &Path,
+        mut options: Options,
+    ) -> Result<(Arc<FileLedger>, Vec<String>), LedgerError> {
         let dir = data_dir.join("ledger");
         let disk = options.disk.clone();
         disk.create_dirs(&dir).map_err(io_error(&dir))?;
@@ -160,7 +163,8 @@ impl FileLedger {
             busy: Mutex::default(),
         });
 
-        let mirror = options.mirror.take().map(|options| Mirror::start(shared.clone(), options)).transpose()?;
+        let mirror =
+            options.mirror.take().map(|options| Mirror::start(shared.clone(), options)).transpose()?;
         let index_retry = options.index_retry;
         let (sender, receiver) = mpsc::channel();
         let (hand, handed) = mpsc::channel();

@@ -194,11 +194,13 @@ impl<'a> Copier<'a> {
     fn owner(&self, dir: &Path) -> Result<Option<String>, LedgerError> {
         let problem = match Meta::load(self.disk, dir) {
             Ok(Some(meta)) => return Ok(Some(meta.id)),
-            Ok(None) => match self.disk.list(dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(io_error(dir)(error)),
-                Ok(entries) if !entries.iter().any(|entry| entry.name.ends_with(".seg")) => return Ok(None),
+            Ok(None) => match segments::list(self.disk, dir) {
+                Err(LedgerError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(None);
+                }
+                Ok(files) if files.is_empty() => return Ok(None),
                 Ok(_) => refused(dir, "holds segments and no ledger.json: whose they are is not known"),
+                Err(error) => return Err(error),
             },
             Err(LedgerError::Io { path, error }) if error.kind() == io::ErrorKind::InvalidData => {
                 LedgerError::Io { path, error }
@@ -254,7 +256,7 @@ impl<'a> Copier<'a> {
     /// What is there, without what an interrupted copy left.
     fn look(&mut self, into: &Path, segments: &[Segment]) -> Result<BTreeMap<Seq, u64>, LedgerError> {
         for entry in self.disk.list(into).map_err(io_error(into))? {
-            if entry.name.ends_with(".part") {
+            if entry.name.strip_suffix(".part").is_some_and(|name| name.len() == 20) {
                 let part = into.join(entry.name);
                 self.disk.remove(&part).map_err(io_error(&part))?;
             }
@@ -305,7 +307,10 @@ impl<'a> Copier<'a> {
         };
         // One more byte than there should be: what does not belong there is seen too.
         if segments::last_hash(self.disk, &path, segment.bytes + 1)? != expected {
-            return Err(refused(&path, "what was copied reads back differently\n  hint: is the disk of the copy sound?"));
+            return Err(refused(
+                &path,
+                "what was copied reads back differently\n  hint: is the disk of the copy sound?",
+            ));
         }
         self.proved.insert(segment.first, segment.bytes);
         Ok(())

@@ -74,7 +74,8 @@ pub fn replace(
 pub fn replaced_ids(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<String>, LedgerError> {
     let mut ids = BTreeSet::new();
     for entry in disk.list(dir).map_err(io_error(dir))? {
-        let Some((_, name)) = entry.name.strip_prefix("replaced-").and_then(|rest| rest.split_once('.')) else {
+        let Some((_, name)) = entry.name.strip_prefix("replaced-").and_then(|rest| rest.split_once('.'))
+        else {
             continue;
         };
         let key = match name {
