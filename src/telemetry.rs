@@ -121,7 +121,7 @@ impl Telemetry {
             let since =
                 mirror.fault.as_ref().and_then(|fault| chrono::TimeDelta::from_std(fault.lasting).ok());
             json!({
-                "dir": mirror.dir,
+                "dir": mirror.dir.display().to_string(),
                 "stored_seq": mirror.stored,
                 "lag": mirror.lag,
                 "fault": mirror.fault.map(|fault| fault.reason),

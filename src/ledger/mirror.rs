@@ -10,7 +10,7 @@ mod tests;
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -48,13 +48,15 @@ pub struct Options {
     pub round: Duration,
     /// The first and the longest pause after a fault.
     pub pauses: (Duration, Duration),
+    /// When a step counts as hanging.
+    pub stall: Duration,
 }
 
 impl Options {
     /// As the daemon has it.
     pub fn at(dir: &Path) -> Options {
         let pauses = (FIRST_PAUSE, LONGEST_PAUSE);
-        Options { dir: dir.to_owned(), disk: Arc::new(RealDisk), round: ROUND, pauses }
+        Options { dir: dir.to_owned(), disk: Arc::new(RealDisk), round: ROUND, pauses, stall: STALL }
     }
 }
 
@@ -81,6 +83,14 @@ impl Progress {
     fn step(&self) -> Result<(), LedgerError> {
         lock(&self.told).step = Some(Instant::now());
         if self.stop.load(Ordering::SeqCst) { Err(LedgerError::Closed) } else { Ok(()) }
+    }
+
+    /// Under the lock: who is about to rest must not miss it.
+    fn ask_to_end(&self) -> MutexGuard<'_, Told> {
+        let told = lock(&self.told);
+        self.stop.store(true, Ordering::SeqCst);
+        self.turned.notify_all();
+        told
     }
 
     /// So much is durable in the copy.
@@ -128,6 +138,7 @@ impl Progress {
 /// The thread that keeps the copy.
 pub(super) struct Mirror {
     progress: Arc<Progress>,
+    stall: Duration,
 }
 
 impl Mirror {
@@ -143,19 +154,20 @@ impl Mirror {
         };
         let (stop, turned) = (AtomicBool::new(false), Condvar::new());
         let progress = Arc::new(Progress { stop, told: Mutex::new(told), turned });
+        let stall = options.stall;
         let (seen, data_dir) = (Arc::clone(&progress), shared.data_dir.clone());
         let run = move || {
             let ended = Ended(seen);
             keep(&shared, &options, &ended.0);
         };
         thread::Builder::new().name("ledger-mirror".into()).spawn(run).map_err(io_error(&data_dir))?;
-        Ok(Mirror { progress })
+        Ok(Mirror { progress, stall })
     }
 
     /// As it is now, beside a ledger that ends at `head`.
     pub fn state(&self, head: Seq) -> MirrorState {
         let mut told = lock(&self.progress.told);
-        let hangs = told.step.map(|since| since.elapsed()).filter(|lasting| *lasting > STALL);
+        let hangs = told.step.map(|since| since.elapsed()).filter(|lasting| *lasting > self.stall);
         if hangs.is_some() && !std::mem::replace(&mut told.hangs, true) {
             tracing::error!(dir = %told.dir.display(), "the second copy of the ledger hangs: recording goes on without it");
         }
@@ -172,9 +184,7 @@ impl Mirror {
 
     /// Asks it to end, and waits a moment. One that hangs is left: it writes nothing more once it comes back.
     pub fn stop(&self) {
-        self.progress.stop.store(true, Ordering::SeqCst);
-        self.progress.turned.notify_all();
-        let told = lock(&self.progress.told);
+        let told = self.progress.ask_to_end();
         let wait = self.progress.turned.wait_timeout_while(told, LAST_ROUND, |told| !told.ended);
         if !wait.unwrap_or_else(PoisonError::into_inner).0.ended {
             tracing::warn!("the second copy of the ledger does not answer, and is left as it is");
@@ -184,8 +194,7 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        self.progress.stop.store(true, Ordering::SeqCst);
-        self.progress.turned.notify_all();
+        drop(self.progress.ask_to_end());
     }
 }
 

@@ -55,6 +55,9 @@ pub(super) struct Copier<'a> {
     progress: &'a Progress,
     /// Files of the copy that were proved since the start, with their length.
     proved: BTreeMap<Seq, u64>,
+    /// Files whose last sync did not succeed, and how far they were good before: what lies behind may read well and still
+    /// not be there.
+    doubtful: BTreeMap<Seq, u64>,
     /// The file that is appended to; `None`: all have to be looked at.
     at: Option<Seq>,
     meta: Option<Meta>,
@@ -78,6 +81,7 @@ impl<'a> Copier<'a> {
             options,
             progress,
             proved,
+            doubtful: BTreeMap::new(),
             at: None,
             meta: None,
             cursors: None,
@@ -262,6 +266,8 @@ impl<'a> Copier<'a> {
             }
         }
         let have: BTreeMap<Seq, u64> = segments::list(self.disk, into)?.into_iter().collect();
+        // Names whose own sync failed, or whose maker died before it.
+        sync_dir(self.disk, into)?;
         let end = segments.last().map(|segment| segment.first).unwrap_or_default();
         if let Some((beyond, _)) = have.range(end + 1..).next() {
             return Err(ahead(&segment_path(into, *beyond), end));
@@ -288,7 +294,9 @@ impl<'a> Copier<'a> {
                 }
             },
         };
+        let good = self.doubtful.get(&segment.first).map_or(good, |known| good.min(*known));
         self.proved.remove(&segment.first);
+        self.doubtful.insert(segment.first, good);
         let file = self.disk.open_append(&path).map_err(io_error(&path))?;
         if length.is_none() {
             sync_dir(self.disk, into)?;
@@ -299,6 +307,7 @@ impl<'a> Copier<'a> {
         // Also when nothing was missing: who wrote it may have died before its sync.
         file.sync().map_err(io_error(&path))?;
         drop(file);
+        self.doubtful.remove(&segment.first);
         self.step()?;
         let expected = match &segment.open {
             Some(head) if segment.bytes > 0 => Some((head.seq, head.hash.clone())),
@@ -323,6 +332,7 @@ impl<'a> Copier<'a> {
         self.step()?;
         let range = (segment.first, segment.last);
         copy_file((disk, &segment.path), (self.disk, into), range, bytes, &found)?;
+        self.doubtful.remove(&segment.first);
         self.proved.insert(segment.first, bytes);
         Ok(())
     }
