@@ -133,6 +133,7 @@ impl Daemon {
     async fn start(settings: Settings) -> anyhow::Result<Daemon> {
         let settings = Arc::new(settings);
         let (dir, reserve_bytes) = (settings.gateway.data_dir.clone(), settings.gateway.reserve_bytes);
+        let mirror = settings.gateway.mirror_dir.as_deref().map(ledger::MirrorOptions::at);
         make_data_dir(&dir)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         clock.refresh().await;
@@ -140,7 +141,7 @@ impl Daemon {
         let (files, incidents) = tokio::task::spawn_blocking(move || {
             FileLedger::open(
                 &dir,
-                ledger::Options { now, clock: trust, reserve_bytes, ..ledger::Options::default() },
+                ledger::Options { now, clock: trust, reserve_bytes, mirror, ..ledger::Options::default() },
             )
         })
         .await??;
@@ -216,7 +217,11 @@ impl Daemon {
             }
         };
         let old = self.house.telemetry().settings();
-        if old.gateway.data_dir != settings.gateway.data_dir || old.gateway.id != settings.gateway.id {
+        let fixed = |settings: &Settings| {
+            let gateway = &settings.gateway;
+            (gateway.data_dir.clone(), gateway.id.clone(), gateway.mirror_dir.clone())
+        };
+        if fixed(&old) != fixed(&settings) {
             tracing::error!(
                 "[gateway] cannot be changed by a reload: restart the daemon; the old configuration stays in force"
             );

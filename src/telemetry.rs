@@ -117,6 +117,17 @@ impl Telemetry {
             .awaiting_receipt_since
             .and_then(|since| chrono::TimeDelta::from_std(since.elapsed()).ok())
             .map(|waited| rfc3339(self.clock.wall() - waited));
+        let mirror = condition.mirror.map(|mirror| {
+            let since =
+                mirror.fault.as_ref().and_then(|fault| chrono::TimeDelta::from_std(fault.lasting).ok());
+            json!({
+                "dir": mirror.dir.display().to_string(),
+                "stored_seq": mirror.stored,
+                "lag": mirror.lag,
+                "fault": mirror.fault.map(|fault| fault.reason),
+                "since": since.map(|lasting| rfc3339(self.clock.wall() - lasting)),
+            })
+        });
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "site": settings.site.id,
@@ -142,6 +153,7 @@ impl Telemetry {
                 })),
                 "incidents": condition.incidents,
             },
+            "mirror": mirror,
             "publisher": {
                 "connected": publisher.connected,
                 "session": publisher.session,

@@ -289,6 +289,19 @@ fn a_file_that_is_not_there_is_one_fault() {
 }
 
 #[test]
+fn the_second_copy_lies_beside_the_data_directory_never_in_it() {
+    let slot = |dir: &str| format!("id = \"gw-01\"\ndata_dir = \"data\"\nmirror_dir = \"{dir}\"");
+    let dir = TempDir::new().unwrap();
+    let text = VALID.replacen("id = \"gw-01\"", &slot("card"), 1);
+    let settings = load_in(&dir, &text, &[]).unwrap_or_else(|faults| panic!("{}", said(&faults)));
+    assert_eq!(settings.gateway.mirror_dir, Some(dir.path().join("card")), "it need not be there");
+    for wrong in ["data", "data/copy", "", "."] {
+        let fault = slip("id = \"gw-01\"", &slot(wrong));
+        assert!(fault.place.contains("mirror_dir"), "{wrong:?}: {fault}");
+    }
+}
+
+#[test]
 fn the_environment_overrides_and_is_named_in_faults() {
     let dir = TempDir::new().unwrap();
     let settings = load_in(

@@ -308,6 +308,17 @@ pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode>
         at("/store/acknowledged_seq"),
         at("/store/confirmed_seq")
     );
+    if status.get("mirror").is_some_and(Value::is_object) {
+        println!(
+            "mirror     {} up to seq {}, {} behind",
+            at("/mirror/dir"),
+            at("/mirror/stored_seq"),
+            at("/mirror/lag")
+        );
+        if let Some(fault) = status.pointer("/mirror/fault").and_then(Value::as_str) {
+            println!("           nothing is copied since {}: {fault}", at("/mirror/since"));
+        }
+    }
     println!(
         "publisher  connected: {}, in flight: {}, nobody listens: {}, last error: {}",
         at("/publisher/connected"),

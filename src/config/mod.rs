@@ -72,6 +72,8 @@ pub struct Gateway {
     pub data_dir: PathBuf,
     /// Free bytes on its disk below which nothing is recorded, so that what was recorded can still be looked after.
     pub reserve_bytes: u64,
+    /// Where a second copy of the ledger is kept; it must exist.
+    pub mirror_dir: Option<PathBuf>,
 }
 
 /// `[reading]`

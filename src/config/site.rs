@@ -38,7 +38,7 @@ const MAX_PREFIX_BYTES: usize = 128;
 const MAX_CLIENT_ID_BYTES: usize = 128;
 
 const SITE_KEYS: [&str; 3] = ["id", "name", "timezone"];
-const GATEWAY_KEYS: [&str; 3] = ["id", "data_dir", "reserve_mb"];
+const GATEWAY_KEYS: [&str; 4] = ["id", "data_dir", "reserve_mb", "mirror_dir"];
 const READING_KEYS: [&str; 2] = ["interval_secs", "retention_days"];
 const MQTT_KEYS: [&str; 10] = [
     "url",
@@ -82,6 +82,7 @@ pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
         id: String::new(),
         data_dir: PathBuf::from("/var/lib/meter-gateway"),
         reserve_bytes: RESERVE_MB * MEGABYTE,
+        mirror_dir: None,
     };
     let needed = "add [gateway] with id";
     let Some(section) = root.table("gateway", &GATEWAY_KEYS, Some(needed)) else { return gateway };
@@ -92,6 +93,19 @@ pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
     }
     if let Some(reserve_mb) = section.integer::<u64>("reserve_mb", RESERVE_RANGE, " MB") {
         gateway.reserve_bytes = reserve_mb * MEGABYTE;
+    }
+    // Whether it is there is not asked here: a card that is not in its slot must not keep meters from being read.
+    if let Some(dir) = section.text("mirror_dir").map(|dir| base.join(dir)) {
+        let data = &gateway.data_dir;
+        if dir.starts_with(data) || data.starts_with(&dir) {
+            section.fault(
+                "mirror_dir",
+                format!("{} and the data directory {} lie in one another", dir.display(), data.display()),
+                Some("a directory on another device, e.g. mirror_dir = \"/mnt/sd/meter-gateway\"".into()),
+            );
+        } else {
+            gateway.mirror_dir = Some(dir);
+        }
     }
     gateway
 }

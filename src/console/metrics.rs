@@ -36,6 +36,13 @@ pub fn text(telemetry: &Telemetry) -> Result<String, prometheus::Error> {
     gauge("ledger_incidents", "What went wrong in the ledger since the start.")?
         .set(i64::try_from(condition.incidents.len()).unwrap_or(i64::MAX));
 
+    if let Some(mirror) = condition.mirror {
+        gauge("mirror_lag_records", "Records that the second copy of the ledger does not have yet.")?
+            .set(signed(mirror.lag));
+        gauge("mirror_away", "1 while nothing can be copied to the second copy of the ledger.")?
+            .set(mirror.fault.is_some().into());
+    }
+
     let publisher = telemetry.publisher.borrow().clone();
     gauge("broker_connected", "1 while the broker is connected.")?.set(publisher.connected.into());
     gauge("broker_nobody_listens", "1 while the broker says that nobody subscribes to the records.")?

@@ -3,12 +3,17 @@
 //! Every copied byte is read back and proved before its file gets its name. Whether numbers may go on after a restore is
 //! not guessed: without proof that nothing later was sent, a new ledger begins behind the restored one.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     Head, LedgerError,
     audit::audit,
-    disk::{Disk, Reader, RealDisk},
+    disk::{Disk, DiskFile, Reader, RealDisk},
     files::{io_error, sync_dir},
     meta::{Cursors, Meta},
     segments::{Scan, list, scan, segment_path},
@@ -159,17 +164,7 @@ fn copy(
         {
             copied.files.1 += 1;
         } else {
-            let part = into.join(format!("{first:020}.part"));
-            write(disk, &source, &part, length)?;
-            if !same_end(disk, &part, *first, last, length, &found)? {
-                return Err(refused(
-                    &part,
-                    "what was copied reads back differently\n  hint: is the disk of the backup sound?",
-                ));
-            }
-            let name = segment_path(into, *first);
-            disk.rename(&part, &name).map_err(io_error(&name))?;
-            sync_dir(disk, into)?;
+            copy_file((disk, &source), (disk, into), (*first, last), length, &found)?;
             copied.files.0 += 1;
             copied.bytes += length;
         }
@@ -181,6 +176,31 @@ fn copy(
         progress(done, total);
     }
     Ok(copied)
+}
+
+/// What a copy of a segment is called until it has proved itself.
+fn part_path(into: &Path, first: Seq) -> PathBuf {
+    into.join(format!("{first:020}.part"))
+}
+
+/// Copies the first `length` bytes of one segment (records `first..=last`, as `found`), proves the copy, and gives it its
+/// name. What had the name before is there until then.
+pub(super) fn copy_file(
+    (disk, source): (&dyn Disk, &Path),
+    (target, into): (&dyn Disk, &Path),
+    (first, last): (Seq, Seq),
+    length: u64,
+    found: &Scan,
+) -> Result<(), LedgerError> {
+    let part = part_path(into, first);
+    write((disk, source), (target, &part), length)?;
+    if !same_end(target, &part, first, last, length, found)? {
+        let detail = "what was copied reads back differently\n  hint: is the disk of the copy sound?";
+        return Err(refused(&part, detail));
+    }
+    let name = segment_path(into, first);
+    target.rename(&part, &name).map_err(io_error(&name))?;
+    sync_dir(target, into)
 }
 
 /// Whether a copy proves the same records as its original did.
@@ -197,18 +217,29 @@ fn same_end(
     Ok((ours.count, &ours.last_hash, copy.good) == (theirs.count, &theirs.last_hash, original.good))
 }
 
-fn write(disk: &dyn Disk, source: &Path, target: &Path, length: u64) -> Result<(), LedgerError> {
-    let mut reader = Reader::new(disk.open(source).map_err(io_error(source))?, 0, length);
-    let mut copy = || -> io::Result<()> {
-        let file = disk.create(target)?;
-        let mut block = vec![0; BLOCK];
-        loop {
-            let count = io::Read::read(&mut reader, &mut block)?;
-            if count == 0 {
-                return file.sync();
-            }
-            file.append(block.get(..count).unwrap_or_default())?;
+fn write(
+    (disk, source): (&dyn Disk, &Path),
+    (target, part): (&dyn Disk, &Path),
+    length: u64,
+) -> Result<(), LedgerError> {
+    let file = target.create(part).map_err(io_error(part))?;
+    pour((disk, source), (&*file, part), 0..length)?;
+    file.sync().map_err(io_error(part))
+}
+
+/// Appends a range of one file's bytes to another file.
+pub(super) fn pour(
+    (disk, source): (&dyn Disk, &Path),
+    (file, target): (&dyn DiskFile, &Path),
+    range: Range<u64>,
+) -> Result<(), LedgerError> {
+    let mut reader = Reader::new(disk.open(source).map_err(io_error(source))?, range.start, range.end);
+    let mut block = vec![0; BLOCK];
+    loop {
+        let count = io::Read::read(&mut reader, &mut block).map_err(io_error(source))?;
+        if count == 0 {
+            return Ok(());
         }
-    };
-    copy().map_err(io_error(target))
+        file.append(block.get(..count).unwrap_or_default()).map_err(io_error(target))?;
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! Values only. Knows nothing of records.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
+
+use crate::model::Seq;
 
 /// A snapshot, taken when it is asked for.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +21,21 @@ pub struct Condition {
     pub bytes: u64,
     /// What went wrong since the start, each once, at most 200.
     pub incidents: Vec<String>,
+    /// The second copy; `None` when none is wanted.
+    pub mirror: Option<MirrorState>,
+}
+
+/// How the second copy of the ledger fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorState {
+    /// Where it is: the configured directory, or one below it where that holds a ledger that was replaced.
+    pub dir: PathBuf,
+    /// The last record that is durable there; `None` until that has been proved.
+    pub stored: Option<Seq>,
+    /// Records that it is behind.
+    pub lag: u64,
+    /// Why nothing is being copied, and for how long.
+    pub fault: Option<Refusal>,
 }
 
 /// Why nothing is being stored.

@@ -18,7 +18,8 @@ use crate::model::{Seq, Utc};
 
 /// Name of the file with the identity.
 pub const META: &str = "ledger.json";
-const CURSORS: &str = "cursors.json";
+/// Name of the file with the positions.
+pub const CURSORS: &str = "cursors.json";
 
 /// Consecutive records that retention has removed, and what is needed to prove the chain across them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

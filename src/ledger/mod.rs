@@ -15,6 +15,7 @@ mod index;
 mod memory;
 #[doc(hidden)] // for the fuzz targets: what is read back from disk is foreign
 pub mod meta;
+mod mirror;
 mod segments;
 mod store;
 #[doc(hidden)] // as above
@@ -23,9 +24,10 @@ pub mod summary;
 mod tests;
 mod writer;
 
-pub use condition::{Condition, Refusal};
+pub use condition::{Condition, MirrorState, Refusal};
 pub use memory::MemoryLedger;
 pub use meta::Pruned;
+pub use mirror::Options as MirrorOptions;
 pub use store::{FileLedger, Options};
 
 use std::{ops::Range, sync::Arc};

@@ -32,12 +32,13 @@ use super::{
     disk::{Disk, Lock, RealDisk},
     files::io_error,
     index::Index,
+    mirror::{self, Mirror},
     writer::{Job, Message, Writer},
 };
 use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
 use opening::{finish_pruning, load_cursors, load_meta, lost_its_end, open_segments, recall, take_lock};
-pub(super) use replacing::replace as begin_again;
+pub(super) use replacing::{replace as begin_again, replaced_ids};
 use shared::MAX_INCIDENTS;
 pub(super) use shared::{Sealed, Shared, lock};
 
@@ -72,6 +73,8 @@ pub struct Options {
     pub clock: ClockState,
     /// Where the segments and what belongs to them are; the index is always on the real disk.
     pub disk: Arc<dyn Disk>,
+    /// A second copy elsewhere, if one is wanted.
+    pub mirror: Option<mirror::Options>,
 }
 
 impl Default for Options {
@@ -87,6 +90,7 @@ impl Default for Options {
             now: chrono::DateTime::UNIX_EPOCH,
             clock: ClockState::Unsynced,
             disk: Arc::new(RealDisk),
+            mirror: None,
         }
     }
 }
@@ -99,12 +103,16 @@ pub struct FileLedger {
     sender: Mutex<Option<mpsc::Sender<Message>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     lock: Mutex<Option<Box<dyn Lock>>>,
+    mirror: Option<Mirror>,
 }
 
 impl FileLedger {
     /// Opens (or creates) the ledger of `data_dir`: verifies the open segment, cuts back a torn end, starts the writer.
     /// Blocks. The reports are for the operator: what was cut, what is damaged, what is being built again.
-    pub fn open(data_dir: &Path, options: Options) -> Result<(Arc<FileLedger>, Vec<String>), LedgerError> {
+    pub fn open(
+        data_dir: &Path,
+        mut options: Options,
+    ) -> Result<(Arc<FileLedger>, Vec<String>), LedgerError> {
         let dir = data_dir.join("ledger");
         let disk = options.disk.clone();
         disk.create_dirs(&dir).map_err(io_error(&dir))?;
@@ -155,6 +163,8 @@ impl FileLedger {
             busy: Mutex::default(),
         });
 
+        let mirror =
+            options.mirror.take().map(|options| Mirror::start(shared.clone(), options)).transpose()?;
         let index_retry = options.index_retry;
         let (sender, receiver) = mpsc::channel();
         let (hand, handed) = mpsc::channel();
@@ -174,6 +184,7 @@ impl FileLedger {
             sender: Mutex::new(Some(sender)),
             threads: Mutex::new(threads),
             lock: Mutex::new(Some(lock_file)),
+            mirror,
         };
         Ok((Arc::new(ledger), reports))
     }
@@ -196,6 +207,9 @@ impl FileLedger {
             self.shared.report(format!("cursors were not written: {error}"));
         }
         drop(lock(&self.shared.index).take());
+        if let Some(mirror) = &self.mirror {
+            mirror.stop();
+        }
         drop(lock(&self.lock).take());
     }
 
@@ -296,7 +310,9 @@ impl Ledger for FileLedger {
     }
 
     fn condition(&self) -> Condition {
-        self.shared.condition()
+        let mut condition = self.shared.condition();
+        condition.mirror = self.mirror.as_ref().map(|mirror| mirror.state(self.head.borrow().seq));
+        condition
     }
 
     fn next_session(&self) -> u64 {

@@ -4,7 +4,7 @@
 //! first record of the new ledger says which one it follows and what of that can still be read. What is done is noted
 //! first, so that a power cut in the middle is gone on from.
 
-use std::{io, path::Path};
+use std::{collections::BTreeSet, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,7 +13,7 @@ use super::super::{
     LedgerError, chain,
     disk::Disk,
     files::{io_error, replace as replace_file, sync_dir},
-    meta::{Cursors, META, Meta},
+    meta::{CURSORS, Cursors, META, Meta},
     segments::{self, segment_path},
 };
 use crate::model::{ClockState, Draft, GENESIS, Utc};
@@ -68,6 +68,27 @@ pub fn replace(
     replace_file(disk, dir, NOTE, &text)?;
     carry_out(disk, dir, &note, reports)?;
     Ok(note.meta)
+}
+
+/// Ids of the ledgers that were set aside in `dir`, as far as what is left of them tells.
+pub fn replaced_ids(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<String>, LedgerError> {
+    let mut ids = BTreeSet::new();
+    for entry in disk.list(dir).map_err(io_error(dir))? {
+        let Some((_, name)) = entry.name.strip_prefix("replaced-").and_then(|rest| rest.split_once('.'))
+        else {
+            continue;
+        };
+        let key = match name {
+            META => "id",
+            CURSORS => "ledger",
+            _ => continue,
+        };
+        let path = dir.join(&entry.name);
+        let text = disk.read(&path).map_err(io_error(&path))?;
+        let value: Value = serde_json::from_slice(&text).unwrap_or_default();
+        ids.extend(value.get(key).and_then(Value::as_str).map(str::to_owned));
+    }
+    Ok(ids)
 }
 
 /// Goes on with what a power cut interrupted, if it did.

@@ -211,6 +211,7 @@ impl Shared {
             reserve_bytes: self.reserve_bytes,
             bytes,
             incidents: lock(&self.incidents).clone(),
+            mirror: None, // it is not its own
         }
     }
 

@@ -1,0 +1,67 @@
+//! The real daemon with a second copy of its ledger: what the operator sees of it, and the way back from it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
+
+#[path = "common/gateway.rs"]
+mod gateway;
+
+use std::fs;
+
+use gateway::Gateway;
+
+/// A meter behind a port that nobody listens on: each slot is a `missing` record.
+const METER: &str = "[[bus]]\nid = \"plant\"\nkind = \"tcp\"\naddress = \"127.0.0.1:1\"\n\
+    [[meter]]\nid = \"E-1\"\nbus = \"plant\"\naddress = \"1\"\nprofile = \"eastron-sdm120\"\n";
+
+fn with_copy_in(dir: &str) -> Gateway {
+    let gateway = Gateway::configured(1, 1, METER);
+    let text = fs::read_to_string(gateway.config()).unwrap();
+    let key = format!("[gateway]\nmirror_dir = \"{dir}\"\n");
+    fs::write(gateway.config(), text.replacen("[gateway]\n", &key, 1)).unwrap();
+    gateway
+}
+
+#[test]
+fn the_operator_sees_the_copy_go_and_come_and_gets_the_ledger_back_from_it() {
+    let mut gateway = with_copy_in("card");
+    gateway.start();
+    let status = gateway.until("away", |status| status["mirror"]["fault"].is_string());
+    assert!(status["mirror"]["since"].is_string() && status["mirror"]["stored_seq"].is_null(), "{status:#}");
+    gateway.until("records", |status| status["store"]["last_seq"].as_u64() > Some(2));
+    let metrics = gateway.text("/metrics");
+    assert!(metrics.contains("meter_gateway_mirror_away 1\n"), "{metrics}");
+    assert!(!metrics.contains("meter_gateway_mirror_lag_records 0\n"), "{metrics}");
+    let said = String::from_utf8(gateway.cli(&["status"]).stdout).unwrap();
+    assert!(said.contains("nothing is copied since") && said.contains("is it mounted?"), "{said}");
+    assert_eq!(gateway.text("/healthz"), "ok\n", "the gateway itself is well");
+    assert!(!gateway.path("card").exists(), "it is not made");
+
+    fs::create_dir(gateway.path("card")).unwrap();
+    let status = gateway.until("back", |status| status["mirror"]["stored_seq"].as_u64() > Some(2));
+    assert!(status["mirror"]["fault"].is_null() && status["mirror"]["since"].is_null(), "{status:#}");
+    let ledger = status["ledger"].clone();
+    let (ended, _) = gateway.terminate();
+    assert!(ended.success());
+    let told = |text: &str| gateway.log().matches(text).count();
+    assert_eq!(
+        (told("is away: recording goes on"), told("is up to date again")),
+        (1, 1),
+        "{}",
+        gateway.log()
+    );
+
+    fs::remove_dir_all(gateway.path("data")).unwrap();
+    let restored =
+        gateway.cli(&["ledger", "restore", gateway.path("card").to_str().unwrap(), "--billing-has", "1"]);
+    assert!(restored.status.success(), "{restored:?}");
+    gateway.start();
+    let status = gateway.until("copied again", |status| status["mirror"]["lag"] == 0);
+    assert_eq!(status["ledger"], ledger, "the same ledger goes on");
+}
+
+#[test]
+fn without_the_option_there_is_nothing_to_see() {
+    let mut gateway = Gateway::configured(1, 1, METER);
+    gateway.start();
+    assert!(gateway.get("/api/v1/status")["mirror"].is_null());
+    assert!(!gateway.text("/metrics").contains("mirror"));
+}
