@@ -120,8 +120,9 @@ impl ModbusClient {
         self.owed.retain(|owed| owed.asked.elapsed() < OWED_FOR);
         let first = self.owed.iter().find(|owed| owed.unit == this.unit).map(|owed| owed.asked);
         match (&outcome, first) {
-            (Outcome::Silent { late: None }, _)
-            | (Outcome::Silent { .. } | Outcome::Garbled { .. }, Some(_)) => {
+            // What was garbled may have been another's frame, or the answer to an earlier question: ours may still come.
+            (Outcome::Silent { late: None } | Outcome::Garbled { .. }, _)
+            | (Outcome::Silent { .. }, Some(_)) => {
                 self.owed.push(this);
                 Ok(outcome)
             }

@@ -10,11 +10,15 @@ mod broker;
 mod checks;
 mod world;
 
-use std::{collections::BTreeMap, ops::Range, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use checks::{Tally, check};
 use world::{Recipe, World};
 
+/// Seeds that found something, each with what it was.
+const FOUND: [u64; 1] = [
+    10_074, // late answers of two meters on one line, one behind the other: each was taken for the next question's
+];
 /// Lines of a story that are printed: what led to a violation is mostly near its end.
 const STORY: usize = 120;
 
@@ -63,13 +67,14 @@ fn unsigned(line: &[u8]) -> String {
     record.to_string()
 }
 
-fn run_all(seeds: Range<u64>) {
+fn run_all(seeds: &[u64]) {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     let outcomes: Vec<(u64, Result<Outcome, String>)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..workers)
             .map(|worker| {
                 let seeds = seeds
-                    .clone()
+                    .iter()
+                    .copied()
                     .skip(usize::try_from(worker).unwrap())
                     .step_by(usize::try_from(workers).unwrap());
                 scope.spawn(move || seeds.map(|seed| (seed, run(seed))).collect::<Vec<_>>())
@@ -97,7 +102,8 @@ fn run_all(seeds: Range<u64>) {
         }
     }
     println!(
-        "seeds {seeds:?}: {} h simulated, {} records delivered, {} came again, {} early, {} slots, {} values proved",
+        "{} seeds: {} h simulated, {} records delivered, {} came again, {} early, {} slots, {} values proved",
+        seeds.len(),
         simulated.as_secs() / 3600,
         sum.records,
         sum.duplicates,
@@ -108,12 +114,13 @@ fn run_all(seeds: Range<u64>) {
     for (fault, times) in &faults {
         println!("  {fault:<28}{times:>8}");
     }
-    assert!(failures.is_empty(), "{} seeds failed; the first:\n{}", failures.len(), failures[0]);
+    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n\n"));
 }
 
 #[test]
 fn fixed_seeds() {
-    run_all(1..41);
+    let seeds: Vec<u64> = (1..41).chain(FOUND).collect();
+    run_all(&seeds);
 }
 
 #[test]
@@ -141,6 +148,9 @@ fn one_seed_has_one_history() {
 #[ignore = "a seed of your choice: SEED=n"]
 fn one_seed() {
     let seed = std::env::var("SEED").expect("SEED=n").parse().unwrap();
+    if std::env::var_os("FRAMES").is_some() {
+        meter_gateway::telemetry::start_logs(meter_gateway::telemetry::LogFormat::Human, 2);
+    }
     match run(seed) {
         Ok(outcome) => println!("{}\nseed {seed} holds: {:?}", outcome.story.join("\n"), outcome.tally),
         Err(failure) => panic!("{failure}"),
@@ -152,5 +162,6 @@ fn one_seed() {
 fn many_seeds() {
     let seeds = std::env::var("SEEDS").expect("SEEDS=from..to");
     let (from, to) = seeds.split_once("..").expect("SEEDS=from..to");
-    run_all(from.parse().unwrap()..to.parse().unwrap());
+    let seeds: Vec<u64> = (from.parse().unwrap()..to.parse().unwrap()).collect();
+    run_all(&seeds);
 }

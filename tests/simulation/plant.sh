@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 copy=target/planted/source
-export CARGO_TARGET_DIR="$PWD/target" # what the sources depend on is built already
+export CARGO_TARGET_DIR="$PWD/target/planted/build" # two trees in one directory would mix their artefacts
 rm -rf "$copy"
 mkdir -p target/planted
 git clone -q . "$copy"
@@ -14,7 +14,7 @@ for patch in "$PWD"/tests/simulation/bugs/*.patch; do
   git -C "$copy" checkout -q .
   git -C "$copy" apply "$patch"
   log="target/planted/$name.log"
-  if (cd "$copy" && SEEDS=1..25 cargo test -q --locked --test simulation many_seeds -- --ignored) >"$log" 2>&1; then
+  if (cd "$copy" && SEEDS=1..25 timeout 600 cargo test -q --locked --test simulation many_seeds -- --ignored) >"$log" 2>&1; then
     printf '%-42s NOT FOUND\n' "$name"
     missed=1
   elif grep -q '^seed [0-9]*: ' "$log"; then
