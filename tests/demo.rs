@@ -71,7 +71,6 @@ fn a_newcomer_sees_a_site_being_read() {
     let again = demo(dir.path());
     said(&again, "nothing lost, nothing twice");
     assert!(records(&again) > before, "the ledger goes on");
-    assert!(again.lines.iter().any(|line| line.contains("downtime")), "the pause is a record");
 }
 
 #[test]

@@ -25,7 +25,7 @@ const FEWEST: usize = 6;
 /// Most meters: unit ids 1 to 247 on three buses.
 const MOST: usize = 3 * 247;
 /// So many of a hundred answers of the noisy meter are garbled: enough to be seen within a minute.
-const NOISE_PERCENT: u8 = 25;
+const NOISE_PERCENT: u8 = 10;
 
 /// The buses, and the types of their meters in turn.
 const BUSES: [(&str, &[&str]); 3] = [
