@@ -23,9 +23,9 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(cursors) = Cursors::parse(data, LEDGER) {
         assert_eq!(Cursors::parse(&cursors.to_bytes(LEDGER), LEDGER), Ok(cursors));
     }
-    if let Some((numbers, _)) = data.split_first_chunk::<24>() {
+    if let Some((numbers, _)) = data.split_first_chunk::<32>() {
         let number = |at: usize| numbers[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
-        let cursors = Cursors { acknowledged: number(0), confirmed: number(8), session: number(16) };
+        let cursors = Cursors { acknowledged: number(0), confirmed: number(8), session: number(16), stored: number(24) };
         assert_eq!(Cursors::parse(&cursors.to_bytes(LEDGER), LEDGER), Ok(cursors));
         assert!(Cursors::parse(&cursors.to_bytes(LEDGER), "another").is_err());
     }

@@ -2,7 +2,10 @@
 //!
 //! Knows nothing of directories: the caller hands over names and texts.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use super::{ProfileFault, SharedProfile, load};
 
@@ -33,11 +36,14 @@ pub struct Catalogue {
 impl Catalogue {
     /// The built-in profiles. A test keeps them free of faults.
     pub fn builtin() -> Catalogue {
-        let mut catalogue = Catalogue::default();
-        for (file, text) in BUILTIN {
-            catalogue.extend(load(text, file));
-        }
-        catalogue
+        static READ_ONCE: LazyLock<Catalogue> = LazyLock::new(|| {
+            let mut catalogue = Catalogue::default();
+            for (file, text) in BUILTIN {
+                catalogue.extend(load(text, file));
+            }
+            catalogue
+        });
+        READ_ONCE.clone()
     }
 
     /// The built-in profiles and a site's own (file name, text); a site's profile replaces a built-in one of the
