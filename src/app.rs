@@ -29,13 +29,14 @@ use crate::{
     config::{self, Settings},
     console::{self, Console, Door},
     identity::Identity,
-    ledger::{self, Cursor, FileLedger, Ledger, SharedLedger},
+    ledger::{self, FileLedger, Ledger, SharedLedger},
     publish::RealBroker,
     systemd,
 };
 
 pub use buses::meter_plan;
 pub use house::{House, Outside};
+pub use past::retain;
 
 /// Name of the Unix socket in the data directory.
 pub const SOCKET: &str = "meter-gateway.sock";
@@ -188,15 +189,7 @@ impl Daemon {
             let before =
                 self.clock.wall() - TimeDelta::days(telemetry.settings().reading.retention_days.into());
             let (files, ledger) = (Arc::clone(&self.files), Arc::clone(&telemetry.ledger));
-            let free = ledger.cursor(Cursor::Acknowledged).min(ledger.cursor(Cursor::Confirmed));
-            let clock = Arc::clone(&self.clock);
-            tokio::spawn(async move {
-                match tokio::task::spawn_blocking(move || files.prune(before, free)).await {
-                    Ok(Ok(removed)) => past::tell_of_retention(&ledger, &clock, &removed).await,
-                    Ok(Err(error)) => tracing::warn!(%error, "old segments could not be removed"),
-                    Err(error) => tracing::error!(%error, "retention has failed"),
-                }
-            });
+            tokio::spawn(retain(files, ledger, Arc::clone(&self.clock), before));
         }
         self.house.supervise()
     }

@@ -11,8 +11,8 @@ use super::buses::first_slot;
 use crate::{
     clock::Clock,
     config::Settings,
-    ledger::{Pruned, SharedLedger},
-    model::{Draft, Slots, rfc3339},
+    ledger::{Cursor, FileLedger, Pruned, SharedLedger},
+    model::{Draft, Slots, Utc, rfc3339},
     pipeline,
 };
 
@@ -54,8 +54,18 @@ pub(super) fn incident_draft(incident: &str, clock: &Arc<dyn Clock>) -> Draft {
     Draft::change("ledger_incident", fields, clock.wall(), clock.state())
 }
 
+/// Removes whole segments that are older than `before` and that nobody needs any more, and says so.
+pub async fn retain(files: Arc<FileLedger>, ledger: SharedLedger, clock: Arc<dyn Clock>, before: Utc) {
+    let free = ledger.cursor(Cursor::Acknowledged).min(ledger.cursor(Cursor::Confirmed));
+    match tokio::task::spawn_blocking(move || files.prune(before, free)).await {
+        Ok(Ok(removed)) => tell_of_retention(&ledger, &clock, &removed).await,
+        Ok(Err(error)) => tracing::warn!(%error, "old segments could not be removed"),
+        Err(error) => tracing::error!(%error, "retention has failed"),
+    }
+}
+
 /// One `change` record for each run of records that retention has removed.
-pub(super) async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, removed: &[Pruned]) {
+async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, removed: &[Pruned]) {
     let drafts: Vec<Draft> = Pruned::runs(removed)
         .into_iter()
         .map(|(segments, run)| {

@@ -1,19 +1,17 @@
 //! What must hold at the end of a run, whatever went wrong in it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::PoisonError,
-};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::PoisonError};
 
 use chrono::TimeDelta;
 use meter_gateway::{
+    billing::proof::Lines,
     ledger::audit::audit_with,
-    model::{Dec, MeterId, Origin, Reading, Slots, Utc},
+    model::{Dec, MeterId, Reading, Seq, Utc},
     profile::{Cell, decode},
 };
 use serde_json::Value;
 
-use super::world::World;
+use super::{slots::check_slots, world::World};
 
 /// A reply is dated when it arrives: the meter showed it up to the slowest exchange earlier. The answer to an earlier
 /// try of the same question may be taken, as docs/architecture.md says.
@@ -38,32 +36,53 @@ pub fn check(world: &mut World) -> Tally {
     let mut found = Vec::new();
     let data = world.dir.path().join("data");
     let disk = world.disk.mount();
-    let mut lines = Vec::new();
-    match audit_with(&*disk, &data, 1, None, &mut |_, _| (), &mut |_, line| {
-        lines.push(line.to_vec());
+    let mut lines: BTreeMap<Seq, Vec<u8>> = BTreeMap::new();
+    let mut last = 0;
+    match audit_with(&*disk, &data, 1, None, &mut |_, _| (), &mut |verified, line| {
+        lines.insert(verified.seq, line.to_vec());
         Ok(None)
     }) {
-        Ok(report) => found.extend(report.faults.into_iter().map(|fault| format!("the chain: {fault}"))),
+        Ok(report) => {
+            last = report.head.seq;
+            // What was damaged is named, and nothing else.
+            let faults = if world.damaged.is_empty() { report.faults.as_slice() } else { &[] };
+            found.extend(faults.iter().map(|fault| format!("the chain: {fault}")));
+        }
         Err(error) => found.push(format!("the ledger cannot be read: {error}")),
     }
-    let tally = world.broker.billing(|billing| {
+    let (tally, records, proof) = world.broker.billing(|billing| {
         found.extend(billing.violations.iter().cloned());
-        if billing.last != lines.len() as u64 {
-            found.push(format!("{} records are stored, billing has {}", lines.len(), billing.last));
+        if billing.last != last {
+            found.push(format!("{last} records are stored, billing has {}", billing.last));
         }
-        for (line, (seq, taken)) in lines.iter().zip(&billing.records) {
-            if line != taken {
-                found.push(format!("record {seq}: billing has other bytes than the ledger"));
+        let records: Vec<Value> =
+            billing.records.values().filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        let mut gone: Vec<RangeInclusive<Seq>> = records.iter().filter_map(removed).collect();
+        gone.extend(world.damaged.iter().cloned());
+        for (seq, taken) in &billing.records {
+            match lines.get(seq) {
+                Some(line) if line != taken => {
+                    found.push(format!("record {seq}: billing has other bytes than the ledger"));
+                }
+                None if !gone.iter().any(|gone| gone.contains(seq)) => {
+                    found.push(format!("record {seq}: the ledger has it no more"));
+                }
+                Some(_) | None => {}
             }
         }
-        Tally {
-            records: lines.len() as u64,
+        let tally = Tally {
+            records: billing.records.len() as u64,
             duplicates: billing.duplicates,
             early: billing.early,
             ..Tally::default()
-        }
+        };
+        let mut proof = Lines::new(world.first_key.into_iter().collect());
+        let proved = billing.records.values().try_for_each(|line| proof.line(line));
+        (tally, records, proved)
     });
-    let records: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    if let Err(fault) = proof {
+        found.push(format!("what billing has does not prove itself: {fault}"));
+    }
     let values_proved = check_values(world, &records, &mut found);
     let slots = check_slots(world, &records, &mut found);
     for (name, line) in &world.lines.0 {
@@ -78,7 +97,13 @@ pub fn check(world: &mut World) -> Tally {
     Tally { values_proved, slots, ..tally }
 }
 
-fn reading(record: &Value) -> Option<Reading> {
+/// What retention has taken away, by its own word.
+fn removed(record: &Value) -> Option<RangeInclusive<Seq>> {
+    (record["change"] == "retention")
+        .then(|| Some(record["first_seq"].as_u64()?..=record["last_seq"].as_u64()?))?
+}
+
+pub fn reading(record: &Value) -> Option<Reading> {
     (record.get("type")? == "reading").then(|| serde_json::from_value(record.clone()).ok())?
 }
 
@@ -96,9 +121,9 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
     let around = |step: &Utc| [times.range(..=*step).next_back(), times.range(*step..).next()];
     let steps: Vec<Utc> = world.steps.iter().flat_map(around).flatten().map(|(_, house)| *house).collect();
     let mut shown: BTreeMap<MeterId, BTreeMap<Utc, Vec<Shown>>> = BTreeMap::new();
-    for (bus, line) in world.settings.buses.iter().zip(by_bus(world)) {
+    for (bus, line) in world.all.buses.iter().zip(by_bus(world)) {
         for meter in line.meters().lock().unwrap().iter() {
-            let configured = world.settings.meters.iter().find(|m| m.bus == bus.id && m.unit == meter.unit());
+            let configured = world.all.meters.iter().find(|m| m.bus == bus.id && m.unit == meter.unit());
             let Some(configured) = configured else { continue };
             let of_meter = shown.entry(configured.id.clone()).or_default();
             for answer in meter.shown() {
@@ -118,7 +143,7 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
         if steps.iter().any(|step| (*step - taken_at).abs() < AROUND_A_STEP) {
             continue;
         }
-        let Some(meter) = world.settings.meters.iter().find(|meter| meter.id == reading.meter) else {
+        let Some(meter) = world.all.meters.iter().find(|meter| meter.id == reading.meter) else {
             found.push(format!("a reading of {}, which is not configured", reading.meter));
             continue;
         };
@@ -172,57 +197,4 @@ fn words_at<'a>(answer: &'a Shown, cell: &Cell) -> Option<&'a [u16]> {
 
 fn hex(words: &[u16]) -> String {
     words.iter().fold("0x".to_owned(), |hex, word| format!("{hex}{word:04X}"))
-}
-
-/// Each meter has one record for each scheduled moment, never two; what is left out is covered by a `change` record.
-fn check_slots(world: &World, records: &[Value], found: &mut Vec<String>) -> u64 {
-    let mut moments: BTreeMap<MeterId, BTreeSet<Utc>> = BTreeMap::new();
-    let mut covered: Vec<(Utc, Utc)> = Vec::new();
-    for record in records {
-        if let Some(reading) = reading(record) {
-            if reading.origin == Origin::Missing && reading.values.values().any(|value| value.value.is_some())
-            {
-                found.push(format!("record {}: missing, and has a value", record["seq"]));
-            }
-            let meter = world.settings.meters.iter().find(|meter| meter.id == reading.meter);
-            let free = meter.is_some_and(|meter| meter.interval_secs == 0);
-            if !moments.entry(reading.meter.clone()).or_default().insert(reading.scheduled_at) && !free {
-                found.push(format!(
-                    "record {}: a second one of {} for {}",
-                    record["seq"], reading.meter, reading.scheduled_at
-                ));
-            }
-        } else if let (Some(from), Some(to)) = (moment(record, "from"), moment(record, "to")) {
-            covered.push((from, to));
-        }
-    }
-    let mut slots = 0;
-    for meter in &world.settings.meters {
-        let Ok(schedule) = Slots::new(world.settings.site.timezone, meter.interval_secs) else { continue };
-        if meter.interval_secs == 0 {
-            continue;
-        }
-        let Some(of_meter) = moments.get(&meter.id) else {
-            found.push(format!("{} has no record at all", meter.id));
-            continue;
-        };
-        slots += of_meter.len() as u64;
-        if world.recipe.clock_faults {
-            continue; // which slots a stepping clock passes is tested where its steps are known: tests/time.rs
-        }
-        let (Some(first), Some(last)) = (of_meter.first(), of_meter.last()) else { continue };
-        let mut slot = *first;
-        while slot < *last {
-            slot = schedule.next_after(slot);
-            let is_covered = covered.iter().any(|(from, to)| *from <= slot && slot <= *to);
-            if !of_meter.contains(&slot) && !is_covered {
-                found.push(format!("{}: nothing says what became of {slot}", meter.id));
-            }
-        }
-    }
-    slots
-}
-
-fn moment(record: &Value, name: &str) -> Option<Utc> {
-    (record["change"] == "downtime").then(|| record[name].as_str()?.parse().ok())?
 }

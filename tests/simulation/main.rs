@@ -8,6 +8,8 @@
 
 mod broker;
 mod checks;
+mod site;
+mod slots;
 mod world;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -5,8 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
-    ops::Range,
+    fs,
+    ops::{Range, RangeInclusive},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -19,10 +20,11 @@ use futures_util::{
     task::noop_waker,
 };
 use meter_gateway::{
-    app::{House, Outside},
+    app::{House, Outside, retain},
+    billing::{rotate, settle},
     clock::{Clock, SimulatedClock},
     config::{self, Settings},
-    identity::Identity,
+    identity::{Identity, PublicKey},
     ledger::{
         Cursor, FileLedger, Head, Ledger, LedgerError, Line, Options, ReadingQuery, SharedLedger,
         disk::sim::{Fault as DiskFault, SimDisk},
@@ -38,18 +40,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::broker::{Acks, Mode, Reach, SimBroker};
+use super::{
+    broker::{Acks, Mode, Reach, SimBroker},
+    site::Site,
+};
 
 pub const BASE: &str = "metering/v1/riverside/gw-01";
 const WIRE: Wire = Wire { baud: 9600, parity: Parity::None, stop_bits: 1 };
-const TYPES: [&str; 6] = [
-    "eastron-sdm120",
-    "chint-ddsu666",
-    "xintai-water",
-    "itron-cf",
-    "eastron-sdm630",
-    "bove-ultrasonic-water",
-];
 /// How often the house is supervised, and whether the disk has stopped is seen.
 const LOOK: Duration = Duration::from_secs(10);
 /// Longest life of a site that is read without pause.
@@ -101,7 +98,19 @@ pub struct World {
     pub truth: Truth,
     pub story: Vec<String>,
     pub lines: VirtualLines,
-    pub settings: Arc<Settings>,
+    site: Site,
+    /// What is configured now.
+    settings: Arc<Settings>,
+    /// Every meter that is on a line.
+    pub all: Arc<Settings>,
+    /// What was configured from when on, in the house's time.
+    pub configured: Vec<(Utc, Arc<Settings>)>,
+    /// Decides what is not drawn from `rng`, so that older seeds keep their histories.
+    more: Rng,
+    /// The key that the site began with.
+    pub first_key: Option<PublicKey>,
+    /// Records among which a bit was flipped after billing had them.
+    pub damaged: Vec<RangeInclusive<Seq>>,
     pub broker: SimBroker,
     pub disk: SimDisk,
     pub dir: TempDir,
@@ -136,6 +145,9 @@ enum Event {
     ReadNow(usize, usize),
     Replay,
     StopAfter(u64),
+    Reload,
+    Retention,
+    Rotation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,41 +221,15 @@ impl World {
         let mut rng = Rng::with_seed(recipe.seed);
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
-        let receipts = rng.bool();
-        let buses = rng.usize(1..=3);
-        let interval = [0, 60, 60, 60, 300, 300, 900, 900][rng.usize(0..8)];
+        let mut more = Rng::with_seed(recipe.seed ^ 0x6d6f_7265);
+        let site = Site::draw(&mut rng, &mut more);
         let mut recipe = recipe;
-        if interval == 0 {
+        if site.interval == 0 {
             recipe.life = BUSY_LIFE; // some ten thousand records an hour
         }
-        let mut text = format!(
-            "[site]\nid = \"riverside\"\nname = \"x\"\ntimezone = \"Asia/Shanghai\"\n[gateway]\nid = \"gw-01\"\ndata_dir = \"data\"\n\
-             [reading]\ninterval_secs = {interval}\n[mqtt]\nurl = \"mqtt://broker\"\nconfirm = \"{}\"\n",
-            if receipts { "billing" } else { "broker" }
-        );
-        for bus in 0..buses {
-            let place = match bus {
-                0 => "kind = \"serial\"\ndevice = \"line-0\"\nbaud = 9600".to_owned(),
-                1 => "kind = \"tcp\"\naddress = \"line-1:502\"\nframing = \"tcp\"".to_owned(),
-                _ => "kind = \"tcp\"\naddress = \"line-2:502\"\nframing = \"serial\"\nbaud = 9600".to_owned(),
-            };
-            write!(text, "[[bus]]\nid = \"b{bus}\"\n{place}\n").unwrap();
-            for unit in 1..=rng.usize(1..=5) {
-                let profile = TYPES[rng.usize(0..TYPES.len())];
-                write!(
-                    text,
-                    "[[meter]]\nid = \"M-{bus}-{unit}\"\nbus = \"b{bus}\"\naddress = \"{unit}\"\nprofile = \"{profile}\"\n"
-                )
-                .unwrap();
-            }
-        }
-        let file = dir.path().join("gateway.toml");
-        std::fs::write(&file, text).unwrap();
-        let settings =
-            config::load(&file, []).unwrap_or_else(|faults| panic!("seed {}: {faults:?}", recipe.seed));
-        // Any day of a year, so that month ends, midnights and the leap day have their turn.
-        let start: Utc = "2027-12-25T00:00:00Z".parse().unwrap();
-        let truth = Truth(Arc::new(Mutex::new((start + TimeDelta::seconds(rng.i64(0..90 * 86_400)), None))));
+        let settings = site.load(dir.path());
+        let start = site.begin + TimeDelta::seconds(rng.i64(0..site.season() * 86_400));
+        let truth = Truth(Arc::new(Mutex::new((start, None))));
         let house_times = HouseTimes::default();
         let clock: Arc<Mutex<Option<Arc<SimulatedClock>>>> = Arc::default();
         let sim_clock = {
@@ -268,7 +254,7 @@ impl World {
             };
             lines.0.insert(name, VirtualLine::new(framing, WIRE, share(meters), sim_clock.clone()));
         }
-        let (broker, disk) = (SimBroker::new(rng.u64(..), BASE, receipts), SimDisk::new(rng.u64(..)));
+        let (broker, disk) = (SimBroker::new(rng.u64(..), BASE, site.receipts), SimDisk::new(rng.u64(..)));
         let (offset, synced) = match (recipe.clock_faults, rng.u8(0..4)) {
             (false, _) | (true, 0) => (TimeDelta::zero(), true),
             (true, 1) => (-TimeDelta::days(21_000), false), // no battery: 1970
@@ -281,7 +267,13 @@ impl World {
             truth,
             story: Vec::new(),
             lines,
-            settings: Arc::new(settings),
+            site,
+            all: Arc::clone(&settings),
+            configured: Vec::new(),
+            settings,
+            more,
+            first_key: None,
+            damaged: Vec::new(),
             broker,
             disk,
             dir,
@@ -314,17 +306,92 @@ impl World {
                 [End::Orderly, End::Kill, End::Kill, End::PowerCut, End::PowerCut][self.rng.usize(0..5)];
             self.tell(format!("life {number}: {} s, ends {end:?}", length.as_secs()));
             self.live(&plan, length, Some(end));
+            if !self.violations.is_empty() {
+                return; // what follows from it is no news, and may take long
+            }
             let pause = Duration::from_secs(if self.rng.bool() {
                 self.rng.u64(1..30)
             } else {
                 self.rng.u64(30..20_000)
             });
+            let ended = self.truth.now() + self.offset;
             self.truth.end(pause);
+            self.between_lives(ended);
         }
         self.heal();
         self.tell("the last life, in peace");
         self.live(&[], RECOVERY, None);
         self.broker.pass_on();
+    }
+
+    /// What happens while nobody is at work: the configuration is edited, a bit of what was written flips.
+    fn between_lives(&mut self, ended: Utc) {
+        if !self.recipe.clock_faults && self.more.u8(0..4) == 0 {
+            self.reconfigure();
+            self.note_configured(ended); // the old one was in force as long as it was at work
+        }
+        if self.recipe.seed % 3 == 1 && self.more.bool() {
+            self.flip_in_the_ledger();
+            self.flip_in_the_index();
+        }
+    }
+
+    fn reconfigure(&mut self) {
+        let what = self.site.change(&mut self.more);
+        self.settings = self.site.load(self.dir.path());
+        self.tell(what);
+    }
+
+    /// In a sealed segment of which billing has everything: what it had not would be lost.
+    fn flip_in_the_ledger(&mut self) {
+        let dir = self.dir.path().join("data/ledger");
+        let Ok(entries) = self.disk.mount().list(&dir) else { return };
+        let number = |name: &str| name.strip_suffix(".seg")?.parse::<Seq>().ok();
+        let mut segments: Vec<(Seq, String, u64)> = entries
+            .into_iter()
+            .filter_map(|entry| Some((number(&entry.name)?, entry.name, entry.bytes)))
+            .collect();
+        segments.sort();
+        let has = self.broker.billing(|billing| billing.last);
+        let sealed: Vec<(RangeInclusive<Seq>, &(Seq, String, u64))> = segments
+            .iter()
+            .zip(segments.iter().skip(1))
+            .map(|(this, next)| (this.0..=next.0 - 1, this))
+            .filter(|(records, _)| *records.end() <= has)
+            .collect();
+        if sealed.is_empty() {
+            return;
+        }
+        let (records, (_, name, bytes)) = sealed[self.more.usize(0..sealed.len())].clone();
+        if self.disk.flip(&dir.join(name), self.more.u64(0..bytes * 8)) {
+            self.tell(format!("a bit of {name} flips"));
+            self.damaged.push(records);
+            self.count("bit flipped in the ledger");
+        }
+    }
+
+    fn flip_in_the_index(&mut self) {
+        let mut files = Vec::new();
+        let mut dirs: Vec<PathBuf> = vec![self.dir.path().join("data/index")];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    dirs.push(entry.path());
+                } else {
+                    files.push(entry.path());
+                }
+            }
+        }
+        files.sort();
+        let Some(path) = files.get(self.more.usize(0..files.len().max(1))) else { return };
+        let mut bytes = fs::read(path).unwrap();
+        if bytes.is_empty() {
+            return;
+        }
+        let place = self.more.usize(0..bytes.len());
+        bytes[place] ^= 1 << self.more.u8(0..8);
+        fs::write(path, bytes).unwrap();
+        self.count("bit flipped in the index");
     }
 
     fn heal(&mut self) {
@@ -415,8 +482,32 @@ impl World {
                 plan.push((at, event));
             }
         }
+        self.plan_more(&mut plan, &lines);
         plan.sort_by_key(|(at, _)| *at);
         plan
+    }
+
+    fn plan_more(&mut self, plan: &mut Vec<(Duration, Event)>, lines: &[usize]) {
+        let secs = self.recipe.life.as_secs();
+        let rng = &mut self.more;
+        let mut some = |most: usize, event: &Event| {
+            for _ in 0..rng.usize(0..=most) {
+                plan.push((Duration::from_millis(rng.u64(0..secs * 1000)), event.clone()));
+            }
+        };
+        some(1, &Event::Retention);
+        some(1, &Event::Rotation);
+        if !self.recipe.clock_faults {
+            some(2, &Event::Reload);
+        }
+        // A line on which everybody is slow.
+        if self.more.u8(0..4) == 0 {
+            let bus = self.more.usize(0..lines.len());
+            for meter in 0..lines[bus] {
+                let late = Fault::LateBy(Duration::from_millis(self.more.u64(250..900)));
+                plan.push((Duration::ZERO, Event::Meter(bus, meter, Some(late))));
+            }
+        }
     }
 
     fn live(&mut self, plan: &[(Duration, Event)], length: Duration, end: Option<End>) {
@@ -468,14 +559,31 @@ impl World {
             self.tell(format!("incident: {incident}"));
         }
         self.check_nothing_taken_back(&files);
+        let of_the_ledger =
+            |incident: &&String| incident.starts_with("ledger ") && incident.contains("damaged at");
+        if self.damaged.is_empty()
+            && let Some(incident) = incidents.iter().find(of_the_ledger)
+        {
+            self.violations.push(format!("nobody damaged it, and yet: {incident}"));
+        }
         let ledger: SharedLedger = Arc::new(Inline(Arc::clone(&files)));
         let identity = Arc::new(Identity::load_or_create(&data).unwrap());
+        if let Err(error) = settle(&identity, &ledger, &data) {
+            self.tell(format!("the keys are not settled: {error}"));
+            return;
+        }
+        let key = identity.signer().public_key();
+        self.first_key.get_or_insert(key);
         let outside = Outside {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             ports: Arc::new(self.lines.clone()),
             broker: Arc::new(self.broker.clone()),
         };
-        let mut house = House::start(Arc::clone(&self.settings), ledger, identity, outside, &incidents).await;
+        if self.configured.is_empty() {
+            self.note_configured(clock.wall());
+        }
+        let parts = (Arc::clone(&ledger), Arc::clone(&identity));
+        let mut house = House::start(Arc::clone(&self.settings), parts.0, parts.1, outside, &incidents).await;
         let begun = Instant::now();
         let mut plan = plan.iter().peekable();
         let over = begun + length;
@@ -486,6 +594,24 @@ impl World {
             if now >= next && now < over {
                 if let Some((_, event)) = plan.next() {
                     self.happen(event, &clock);
+                    match event {
+                        Event::Reload => {
+                            self.reconfigure();
+                            self.note_configured(clock.wall());
+                            house.take_over(Arc::clone(&self.settings)).await;
+                        }
+                        Event::Retention => {
+                            let before = clock.wall() - TimeDelta::minutes(self.more.i64(0..120));
+                            let clock = Arc::clone(&clock) as Arc<dyn Clock>;
+                            retain(Arc::clone(&files), Arc::clone(&ledger), clock, before).await;
+                        }
+                        Event::Rotation => {
+                            let stamp = (clock.wall(), clock.state());
+                            let done = rotate(&identity, &ledger, &data, stamp).await;
+                            self.tell(done.map_or_else(|error| error.to_string(), |_| "a new key".into()));
+                        }
+                        _ => {}
+                    }
                 }
                 continue;
             }
@@ -545,6 +671,10 @@ impl World {
                 self.count("power cut");
             }
         }
+    }
+
+    fn note_configured(&mut self, at: Utc) {
+        self.configured.push((at, Arc::clone(&self.settings)));
     }
 
     fn remember_stored(&mut self, files: &FileLedger) {
@@ -684,6 +814,9 @@ impl World {
                 self.disk.stop_after(*changes);
                 return;
             }
+            Event::Reload => "configuration reloaded",
+            Event::Retention => "retention",
+            Event::Rotation => "key rotated",
         };
         self.count(name);
     }
