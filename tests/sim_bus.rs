@@ -143,6 +143,7 @@ impl Bench {
             ports: Arc::new(RealPorts),
             demands: asked,
             readings: sender,
+            handed: Arc::default(),
             health: Arc::clone(&health),
             shutdown,
         };

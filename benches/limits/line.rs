@@ -135,6 +135,7 @@ async fn through_the_task(
         ports: std::sync::Arc::new(meter_gateway::bus::RealPorts),
         demands: asked,
         readings: sender,
+        handed: Arc::default(),
         health: Arc::clone(&health),
         shutdown,
     };

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, MeterPlan, Now, Ports},
+    bus::{BusHealth, BusTask, Cycle, DemandRequest, Handed, MeterPlan, Now, Ports},
     config::{Bus, Meter, Settings},
     console::Console,
     ledger::SharedLedger,
@@ -41,7 +41,7 @@ impl Buses {
     pub async fn stop(&mut self) {
         let _ = self.stop.send(true);
         let _ = timeout(LAST_SWEEPS, async { while self.tasks.join_next().await.is_some() {} }).await;
-        self.tasks.abort_all();
+        self.tasks.shutdown().await;
     }
 }
 
@@ -52,11 +52,13 @@ pub(super) fn start_buses(
     console: &Arc<Console>,
     ports: &Arc<dyn Ports>,
     readings: &mpsc::Sender<Reading>,
+    handed: &Arc<Handed>,
 ) -> Buses {
     let (stop, down) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut healths = Vec::new();
     lock(&console.demands).clear();
+    handed.keep(|meter| settings.meters.iter().any(|configured| configured.id == *meter));
     for bus in &settings.buses {
         let health = Arc::new(Mutex::new(BusHealth::default()));
         healths.push((bus.id.clone(), Arc::clone(&health)));
@@ -67,6 +69,7 @@ pub(super) fn start_buses(
             console: Arc::clone(console),
             ports: Arc::clone(ports),
             readings: readings.clone(),
+            handed: Arc::clone(handed),
             health,
             down: down.clone(),
         };
@@ -84,6 +87,7 @@ struct Keeper {
     console: Arc<Console>,
     ports: Arc<dyn Ports>,
     readings: mpsc::Sender<Reading>,
+    handed: Arc<Handed>,
     health: Arc<Mutex<BusHealth>>,
     down: watch::Receiver<bool>,
 }
@@ -91,14 +95,16 @@ struct Keeper {
 impl Keeper {
     async fn keep(self) {
         loop {
-            let task = self.task();
-            let ended = tokio::spawn(task.run()).await;
+            // Ends with the keeper, wherever it stands: nobody else may open its line while it lives.
+            let mut task = JoinSet::new();
+            task.spawn(self.task().run());
+            let ended = task.join_next().await;
             if *self.down.borrow() {
                 return;
             }
             match ended {
-                Ok(()) => return, // nobody takes the readings any more
-                Err(error) => {
+                None | Some(Ok(())) => return, // nobody takes the readings any more
+                Some(Err(error)) => {
                     tracing::error!(bus = %self.bus.id, %error, "the bus task failed and is started again");
                 }
             }
@@ -118,10 +124,11 @@ impl Keeper {
         let clock = Arc::clone(&self.telemetry.clock);
         let ledger = Arc::clone(&self.telemetry.ledger);
         let now = Now { instant: Instant::now(), wall: clock.wall() };
-        let plans =
-            meters.iter().map(|meter| plan_of(meter, &self.bus, &self.settings, &ledger, now.wall)).collect();
-        let latest: Vec<Option<Utc>> =
-            meters.iter().map(|meter| pipeline::highest_slot(&ledger, &meter.id)).collect();
+        let plans = meters.iter().map(|meter| self.plan_of(meter, &ledger, now)).collect();
+        let latest: Vec<Option<Utc>> = meters
+            .iter()
+            .map(|meter| pipeline::highest_slot(&ledger, &meter.id).max(self.handed.latest(&meter.id)))
+            .collect();
         let repetition = ledger.head().borrow().seq;
         BusTask {
             bus: self.bus.clone(),
@@ -131,21 +138,28 @@ impl Keeper {
             ports: Arc::clone(&self.ports),
             demands,
             readings: self.readings.clone(),
+            handed: Arc::clone(&self.handed),
             health: Arc::clone(&self.health),
             shutdown: self.down.clone(),
         }
     }
-}
 
-/// What the bus needs to know of a meter.
-fn plan_of(meter: &Meter, bus: &Bus, settings: &Settings, ledger: &SharedLedger, now: Utc) -> MeterPlan {
-    let slots = Slots::new(settings.site.timezone, meter.interval_secs).ok();
-    let mut plan = meter_plan(meter, bus, slots);
-    plan.first_slot = slots.map(|slots| {
-        let unread_since = ledger.latest_slot(&meter.id).map(|last| slots.next_after(last));
-        first_slot(slots, unread_since, now)
-    });
-    plan
+    /// What the bus needs to know of a meter. A slot that is owed from before is the first, also when it has passed: it
+    /// is read late, or told as missed.
+    fn plan_of(&self, meter: &Meter, ledger: &SharedLedger, now: Now) -> MeterPlan {
+        let slots = Slots::new(self.settings.site.timezone, meter.interval_secs).ok();
+        let mut plan = meter_plan(meter, &self.bus, slots);
+        plan.first_slot = slots.map(|slots| {
+            self.handed.next(&meter.id, slots, now).unwrap_or_else(|| {
+                let unread_since = ledger.latest_slot(&meter.id).map(|last| slots.next_after(last));
+                let first = first_slot(slots, unread_since, now.wall);
+                let before = slots.at_or_before(first - TimeDelta::milliseconds(1));
+                self.handed.note(&meter.id, slots, before, now);
+                first
+            })
+        });
+        plan
+    }
 }
 
 /// A meter's requests and patience on its bus, without a schedule of its own.

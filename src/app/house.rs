@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     billing,
-    bus::Ports,
+    bus::{Handed, Ports},
     clock::Clock,
     commands,
     config::Settings,
@@ -64,6 +64,8 @@ pub struct House {
     console: Arc<Console>,
     ill: watch::Sender<Option<String>>,
     readings: mpsc::Sender<Reading>,
+    /// Outlives the buses, which a reload starts again.
+    handed: Arc<Handed>,
     writer: JoinHandle<()>,
     buses: Buses,
     publisher: Publisher,
@@ -115,7 +117,8 @@ impl House {
             publisher: inbox,
             ill: health,
         });
-        let buses = start_buses(&settings, &telemetry, &console, &outside.ports, &readings);
+        let handed = Arc::default();
+        let buses = start_buses(&settings, &telemetry, &console, &outside.ports, &readings, &handed);
         let (down, ends) = watch::channel(false);
         start_manifests(&telemetry, ends);
         let broker = Arc::clone(&outside.broker);
@@ -126,6 +129,7 @@ impl House {
             console,
             ill,
             readings,
+            handed,
             writer,
             buses,
             publisher,
@@ -219,8 +223,8 @@ impl House {
         self.buses.stop().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
         self.progress.clear();
-        self.buses =
-            start_buses(&settings, &self.telemetry, &self.console, &self.outside.ports, &self.readings);
+        let (telemetry, console, ports) = (&self.telemetry, &self.console, &self.outside.ports);
+        self.buses = start_buses(&settings, telemetry, console, ports, &self.readings, &self.handed);
         let _ = self.publisher.inventory.send(inventories(&settings));
         let mut fields = Map::new();
         fields.insert("before".into(), old.hash.clone().into());

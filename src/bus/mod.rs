@@ -3,6 +3,7 @@
 //! Knows profiles and protocols; does not know what a reading is worth (that is `validate`) nor where it goes.
 
 mod cycle;
+mod handed;
 mod line;
 mod modbus;
 mod port;
@@ -11,6 +12,7 @@ mod task;
 pub use cycle::{
     Action, Ask, AskKind, Asked, Cycle, Demand, Exchange, MeterPlan, Now, Purpose, Skipped, Sweep,
 };
+pub use handed::Handed;
 pub use line::{Frames, Line, Traced};
 pub use modbus::ModbusClient;
 pub use port::{Port, Ports, RealPorts, SerialPort};

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
+    handed::Handed,
     line::{Frames, Line, Traced},
     modbus::ModbusClient,
     port::Ports,
@@ -118,6 +119,8 @@ pub struct BusTask {
     pub demands: mpsc::Receiver<DemandRequest>,
     /// Final readings, in order.
     pub readings: mpsc::Sender<Reading>,
+    /// What was handed over, for the task after this one.
+    pub handed: Arc<Handed>,
     /// For status and metrics.
     pub health: Arc<Mutex<BusHealth>>,
     /// Ends the task after the exchange under way.
@@ -248,12 +251,20 @@ impl BusTask {
         loop {
             match timeout(STILL_HERE, self.readings.reserve()).await {
                 Ok(Ok(permit)) => {
+                    self.note_handed(&reading);
                     permit.send(reading);
                     return true;
                 }
                 Ok(Err(_)) => return false,
                 Err(_) => self.tell(|health| health.progress += 1),
             }
+        }
+    }
+
+    fn note_handed(&self, reading: &Reading) {
+        let slots = self.cycle.plans().find(|plan| plan.id == reading.meter).and_then(|plan| plan.slots);
+        if let Some(slots) = slots {
+            self.handed.note(&reading.meter, slots, reading.scheduled_at, self.now());
         }
     }
 

@@ -394,6 +394,22 @@ fn retention_removes_whole_old_segments_and_nothing_that_is_needed() {
 }
 
 #[test]
+fn after_a_power_cut_no_cursor_stands_before_what_retention_has_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new(1);
+    let options =
+        || Options { disk: disk.mount(), cursor_interval: Duration::from_secs(3600), ..small(1500) };
+    let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
+    fill(&*ledger, 60);
+    ledger.advance(Cursor::Acknowledged, 40);
+    let gone = ledger.prune(at(1000), 40).unwrap().last().unwrap().last;
+    disk.crash(1);
+    drop(ledger);
+    let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
+    assert!(ledger.cursor(Cursor::Acknowledged) >= gone, "{} of {gone}", ledger.cursor(Cursor::Acknowledged));
+}
+
+#[test]
 fn retention_that_fails_half_way_says_what_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let sim = SimDisk::new(1);

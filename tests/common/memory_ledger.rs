@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
 
 use std::{
-    ops::Range,
+    ops::{Range, RangeInclusive},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -25,6 +25,7 @@ pub struct MemoryLedger {
     cursors: Mutex<(Seq, Seq)>,
     sessions: AtomicU64,
     damaged: Mutex<Vec<Seq>>,
+    pruned: Mutex<Vec<RangeInclusive<Seq>>>,
 }
 
 impl MemoryLedger {
@@ -35,6 +36,7 @@ impl MemoryLedger {
             cursors: Mutex::default(),
             sessions: AtomicU64::new(0),
             damaged: Mutex::default(),
+            pruned: Mutex::default(),
         })
     }
 
@@ -53,6 +55,11 @@ impl MemoryLedger {
 
     pub fn damage(&self, seq: Seq) {
         self.damaged.lock().unwrap().push(seq);
+    }
+
+    /// Removes records; what stands before them may be kept.
+    pub fn prune(&self, records: RangeInclusive<Seq>) {
+        self.pruned.lock().unwrap().push(records);
     }
 }
 
@@ -74,12 +81,19 @@ impl Ledger for MemoryLedger {
     }
 
     fn read(&self, from: Seq, max_records: usize, max_bytes: usize) -> Result<Vec<Line>, LedgerError> {
-        let damaged = self.damaged.lock().unwrap();
+        let (damaged, pruned) = (self.damaged.lock().unwrap(), self.pruned.lock().unwrap());
         let mut out: Vec<Line> = Vec::new();
         let mut bytes = 0;
-        for line in
-            self.lines.lock().unwrap().iter().skip(usize::try_from(from - 1).unwrap()).take(max_records)
-        {
+        for line in self.lines.lock().unwrap().iter().skip(usize::try_from(from - 1).unwrap()) {
+            if out.len() == max_records {
+                break;
+            }
+            if pruned.iter().any(|pruned| pruned.contains(&line.seq)) {
+                if out.is_empty() {
+                    continue;
+                }
+                break;
+            }
             if damaged.contains(&line.seq) {
                 if out.is_empty() {
                     let detail = "the hash does not match".into();

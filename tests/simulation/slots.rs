@@ -66,13 +66,11 @@ fn under_a_wrong_clock(
         while slot < pair[1] {
             let until =
                 covers.iter().filter(|(after, to)| *after < slot && slot <= *to).map(|(_, to)| *to).max();
-            match until {
-                Some(until) => slot = slots.next_after(until),
-                None => {
-                    untold(slot);
-                    break;
-                }
-            }
+            let Some(until) = until else {
+                untold(slot);
+                break;
+            };
+            slot = slots.next_after(until);
         }
     }
 }

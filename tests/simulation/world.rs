@@ -353,19 +353,15 @@ impl World {
             .collect();
         segments.sort();
         let has = self.broker.billing(|billing| billing.last);
-        let sealed: Vec<(RangeInclusive<Seq>, &(Seq, String, u64))> = segments
-            .iter()
-            .zip(segments.iter().skip(1))
-            .map(|(this, next)| (this.0..=next.0 - 1, this))
-            .filter(|(records, _)| *records.end() <= has)
-            .collect();
-        if sealed.is_empty() {
+        let sealed = segments.windows(2).filter(|pair| pair[1].0 - 1 <= has).count();
+        if sealed == 0 {
             return;
         }
-        let (records, (_, name, bytes)) = sealed[self.more.usize(0..sealed.len())].clone();
+        let chosen = self.more.usize(0..sealed);
+        let (first, name, bytes) = &segments[chosen];
         if self.disk.flip(&dir.join(name), self.more.u64(0..bytes * 8)) {
             self.tell(format!("a bit of {name} flips"));
-            self.damaged.push(records);
+            self.damaged.push(*first..=segments[chosen + 1].0 - 1);
             self.count("bit flipped in the ledger");
         }
     }
@@ -489,10 +485,15 @@ impl World {
 
     fn plan_more(&mut self, plan: &mut Vec<(Duration, Event)>, lines: &[usize]) {
         let secs = self.recipe.life.as_secs();
+        let into_minute = u64::try_from(self.truth.now().timestamp_millis()).unwrap_or_default() % 60_000;
         let rng = &mut self.more;
         let mut some = |most: usize, event: &Event| {
             for _ in 0..rng.usize(0..=most) {
-                plan.push((Duration::from_millis(rng.u64(0..secs * 1000)), event.clone()));
+                let mut at = rng.u64(0..secs * 1000);
+                if rng.bool() {
+                    at = at / 60_000 * 60_000 + 60_000 - into_minute + rng.u64(0..12_000); // while slots are read
+                }
+                plan.push((Duration::from_millis(at), event.clone()));
             }
         };
         some(1, &Event::Retention);
@@ -582,8 +583,8 @@ impl World {
         if self.configured.is_empty() {
             self.note_configured(clock.wall());
         }
-        let parts = (Arc::clone(&ledger), Arc::clone(&identity));
-        let mut house = House::start(Arc::clone(&self.settings), parts.0, parts.1, outside, &incidents).await;
+        let (settings, keys) = (Arc::clone(&self.settings), Arc::clone(&identity));
+        let mut house = House::start(settings, ledger, keys, outside, &incidents).await;
         let begun = Instant::now();
         let mut plan = plan.iter().peekable();
         let over = begun + length;
@@ -594,24 +595,7 @@ impl World {
             if now >= next && now < over {
                 if let Some((_, event)) = plan.next() {
                     self.happen(event, &clock);
-                    match event {
-                        Event::Reload => {
-                            self.reconfigure();
-                            self.note_configured(clock.wall());
-                            house.take_over(Arc::clone(&self.settings)).await;
-                        }
-                        Event::Retention => {
-                            let before = clock.wall() - TimeDelta::minutes(self.more.i64(0..120));
-                            let clock = Arc::clone(&clock) as Arc<dyn Clock>;
-                            retain(Arc::clone(&files), Arc::clone(&ledger), clock, before).await;
-                        }
-                        Event::Rotation => {
-                            let stamp = (clock.wall(), clock.state());
-                            let done = rotate(&identity, &ledger, &data, stamp).await;
-                            self.tell(done.map_or_else(|error| error.to_string(), |_| "a new key".into()));
-                        }
-                        _ => {}
-                    }
+                    self.happen_in_the_house(event, &mut house, &files, &identity).await;
                 }
                 continue;
             }
@@ -637,6 +621,33 @@ impl World {
         self.offset = clock.kernel() - self.truth.now();
         // A moment for tasks that were told to end: they must find their disk dead, not come back to life.
         sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn happen_in_the_house(
+        &mut self,
+        event: &Event,
+        house: &mut House,
+        files: &Arc<FileLedger>,
+        identity: &Identity,
+    ) {
+        let (clock, ledger) = (Arc::clone(&house.telemetry().clock), Arc::clone(&house.telemetry().ledger));
+        match event {
+            Event::Reload => {
+                self.reconfigure();
+                self.note_configured(clock.wall());
+                house.take_over(Arc::clone(&self.settings)).await;
+            }
+            Event::Retention => {
+                let before = clock.wall() - TimeDelta::minutes(self.more.i64(0..120));
+                retain(Arc::clone(files), ledger, clock, before).await;
+            }
+            Event::Rotation => {
+                let stamp = (clock.wall(), clock.state());
+                let done = rotate(identity, &ledger, &self.dir.path().join("data"), stamp).await;
+                self.tell(done.map_or_else(|error| error.to_string(), |_| "a new key".into()));
+            }
+            _ => {}
+        }
     }
 
     async fn end_of(&mut self, house: House, files: &FileLedger, end: Option<End>) {

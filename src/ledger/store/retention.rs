@@ -22,6 +22,8 @@ impl FileLedger {
     /// Returns one range per removed segment, in order ([`Pruned::runs`] merges them): what a record of it has to say.
     /// Where it fails half way, what was removed is still returned, and the failure is an incident.
     pub fn prune(&self, before: Utc, keep_after: Seq) -> Result<Vec<Pruned>, LedgerError> {
+        // What frees a segment is a cursor: after a crash it must still stand beyond what is gone.
+        self.shared.flush_cursors()?;
         let mut removed = Vec::new();
         match self.prune_into(before, keep_after, &mut removed) {
             Err(error) if removed.is_empty() => Err(error),

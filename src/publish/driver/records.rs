@@ -27,13 +27,6 @@ impl Driver {
             _ => Tag::Records(from..=to),
         };
         let now = Instant::now().into_std();
-        let kept = self.ledger.first();
-        if from < kept {
-            let gone = to.min(kept - 1);
-            warn!(seq = from, to = gone, "records are no longer kept and are not sent");
-            self.session.skip(rebuilt(gone), now);
-            return;
-        }
         let topic = self.names.records();
         let Some(link) = &self.link else { return };
         let limit = MAX_RECORDS_BYTES.min(link.max_payload(&topic));
@@ -53,6 +46,12 @@ impl Driver {
             Ok(Err(error)) => return self.lose(&error.to_string()),
             Err(error) => return self.lose(&format!("reading the ledger: {error}")),
         };
+        if let Some(kept) = lines.first().map(|line| line.seq).filter(|kept| *kept > from) {
+            let gone = to.min(kept - 1);
+            warn!(seq = from, to = gone, "records are no longer kept and are not sent");
+            self.session.skip(rebuilt(gone), now);
+            return;
+        }
         let in_sequence = (from..=to).zip(&lines).take_while(|(seq, line)| *seq == line.seq).count();
         lines.truncate(in_sequence);
         let Some(last) = lines.last().map(|line| line.seq) else {
