@@ -36,6 +36,7 @@ use crate::{
 
 pub use buses::meter_plan;
 pub use house::{House, Outside};
+pub use past::leave_note;
 
 /// Name of the Unix socket in the data directory.
 pub const SOCKET: &str = "meter-gateway.sock";
@@ -150,7 +151,10 @@ impl Daemon {
         billing::settle(&identity, &ledger, &settings.gateway.data_dir)?;
         let outside =
             Outside { clock: Arc::clone(&clock), ports: Arc::new(RealPorts), broker: Arc::new(RealBroker) };
-        let house = House::start(Arc::clone(&settings), ledger, identity, outside, &incidents).await;
+        let empty = ledger.head().borrow().seq == 0;
+        let house =
+            House::start(Arc::clone(&settings), Arc::clone(&ledger), identity, outside, &incidents).await;
+        past::tell_of_hands(&ledger, &settings, &clock, empty).await;
         let (servers_stop, servers_down) = watch::channel(false);
         let servers = listen(&settings, house.console(), &servers_down).await?;
         tracing::info!(
@@ -228,6 +232,7 @@ impl Daemon {
             return Err(Refused);
         }
         self.house.take_over(Arc::clone(&settings)).await;
+        past::note_configuration(&settings.gateway.data_dir, &settings.hash);
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),

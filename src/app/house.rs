@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     buses::{Buses, start_buses},
-    past::{LAST_RECORDS, incident_draft, record, tell_of_the_past},
+    past::{LAST_RECORDS, configuration, incident_draft, record, tell_of_the_past},
 };
 use crate::{
     billing,
@@ -222,9 +222,7 @@ impl House {
         self.buses =
             start_buses(&settings, &self.telemetry, &self.console, &self.outside.ports, &self.readings);
         let _ = self.publisher.inventory.send(inventories(&settings));
-        let mut fields = Map::new();
-        fields.insert("before".into(), old.hash.clone().into());
-        fields.insert("after".into(), settings.hash.clone().into());
+        let fields = configuration(Some(&old.hash), &settings.hash);
         let clock = &self.outside.clock;
         let draft = Draft::change("configuration", fields, clock.wall(), clock.state());
         record(&self.telemetry.ledger, vec![draft]).await;
