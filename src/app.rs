@@ -149,6 +149,9 @@ impl Daemon {
         let ledger: SharedLedger = Arc::clone(&files) as _;
         let identity = Arc::new(Identity::load_or_create(&settings.gateway.data_dir)?);
         billing::settle(&identity, &ledger, &settings.gateway.data_dir)?;
+        if let Err(error) = identity.publish(&settings.gateway.data_dir) {
+            tracing::warn!(%error, "the public key could not be laid beside the ledger; `identity --public-key` prints it");
+        }
         let outside =
             Outside { clock: Arc::clone(&clock), ports: Arc::new(RealPorts), broker: Arc::new(RealBroker) };
         let empty = ledger.head().borrow().seq == 0;

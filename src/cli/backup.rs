@@ -11,13 +11,10 @@ use super::{client::Daemon, no, own_user};
 use crate::{
     clock::{Clock, SystemClock},
     config::Settings,
-    identity::Identity,
+    identity::{Identity, PUBLIC_KEY},
     ledger::backup::{self, Copied},
     model::Seq,
 };
-
-/// The public half of the gateway's key, beside the copy: with it the copy's signatures can be checked anywhere.
-const PUBLIC_KEY: &str = "public-key.pem";
 
 fn bar() -> anyhow::Result<ProgressBar> {
     let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
@@ -48,6 +45,14 @@ pub async fn backup(settings: &Settings, to: &Path, by: Option<String>) -> anyho
     };
     let copied = backup::backup(dir, to, durable, &mut progress)?;
     bar.finish_and_clear();
+    // Beside the copy: with them its signatures can be checked anywhere.
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if text.strip_suffix(".pem").is_some_and(|name| name.starts_with("public-key")) {
+            std::fs::copy(dir.join(&name), to.join(&name))?;
+        }
+    }
     std::fs::write(to.join(PUBLIC_KEY), Identity::load_or_create(dir)?.public_key_pem())?;
     tell(&copied);
     faults(&copied)
