@@ -181,7 +181,11 @@ async fn a_refusal_between_accepted_messages_leaves_no_hole() {
         let in_order = |journal: &broker::Journal| {
             journal.order.iter().fold(0, |last, seq| if *seq == last + 1 { *seq } else { last })
         };
-        assert_eq!(broker.journal(in_order), COUNT, "{code:#04x}: a consumer that takes only the next has all");
+        assert_eq!(
+            broker.journal(in_order),
+            COUNT,
+            "{code:#04x}: a consumer that takes only the next has all"
+        );
     }
 }
 

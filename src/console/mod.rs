@@ -248,8 +248,8 @@ struct ManifestQuery {
 
 async fn manifest(State(console): Shared, Query(asked): Query<ManifestQuery>) -> Response {
     let telemetry = Arc::clone(&console.telemetry);
-    let (settings, now) = (telemetry.settings(), telemetry.clock.wall());
-    let work = move || billing::answer(&*telemetry.ledger, &settings, asked.date, now);
+    let settings = telemetry.settings();
+    let work = move || billing::answer(&*telemetry.ledger, &settings, asked.date, &*telemetry.clock);
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(answer)) => Json(answer).into_response(),
         Ok(Err(error)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
