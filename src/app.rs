@@ -234,8 +234,9 @@ impl Daemon {
             );
             return Err(Refused);
         }
-        self.house.take_over(Arc::clone(&settings)).await;
-        past::note_configuration(&settings.gateway.data_dir, &settings.hash);
+        if self.house.take_over(Arc::clone(&settings)).await {
+            past::note_configuration(&settings.gateway.data_dir, &settings.hash);
+        }
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),

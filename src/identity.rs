@@ -208,6 +208,13 @@ impl Identity {
                 lay(data_dir, &format!("public-key.{id}.pem"), &signer.public_key().to_pem())?;
             }
         }
+        // A credential that was exchanged leaves nothing else of the key before it.
+        if let Ok(text) = std::fs::read_to_string(data_dir.join(PUBLIC_KEY))
+            && let Ok(before) = PublicKey::from_pem(&text)
+            && before != self.signer().public_key()
+        {
+            lay(data_dir, &format!("public-key.{}.pem", before.id()), &text)?;
+        }
         // Last: who sees a new one here finds the earlier ones.
         lay(data_dir, PUBLIC_KEY, &self.public_key_pem())
     }

@@ -94,4 +94,17 @@ async fn a_ledger_that_began_by_a_wrong_clock_owes_no_manifests_of_days_before_i
         let mut keeper = Keeper::new(Arc::clone(&ledger), fixed(), Hands::at("2026-11-04T00:10:00Z"));
         assert_eq!(all_due(&mut keeper, &settings).await, due, "{first} {fixed_by:?}");
     }
+
+    // A keeper that looks between the first trusted record and the `time_fix` waits for it.
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path(), "UTC", 1);
+    let ledger: SharedLedger = Arc::new(MemoryLedger::new("ab"));
+    let trusted = at("2026-11-04T00:00:10Z", ClockState::Synced);
+    ledger.append(vec![at("1970-01-01T00:00:00Z", ClockState::Unsynced), trusted]).await.unwrap();
+    let clock = Hands::at("2026-11-04T00:00:11Z");
+    let mut keeper = Keeper::new(Arc::clone(&ledger), fixed(), Arc::clone(&clock) as _);
+    assert!(all_due(&mut keeper, &settings).await.is_empty());
+    ledger.append(vec![fix(1, off)]).await.unwrap();
+    clock.set("2026-11-04T00:10:00Z");
+    assert_eq!(all_due(&mut keeper, &settings).await, ["2026-11-02", "2026-11-03"]);
 }

@@ -213,8 +213,8 @@ impl House {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Other meters, buses and profiles from now on.
-    pub async fn take_over(&mut self, settings: Arc<Settings>) {
+    /// Other meters, buses and profiles from now on. Whether that is on record already.
+    pub async fn take_over(&mut self, settings: Arc<Settings>) -> bool {
         let old = self.telemetry.settings();
         self.buses.stop().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
@@ -225,7 +225,7 @@ impl House {
         let fields = configuration(Some(&old.hash), &settings.hash);
         let clock = &self.outside.clock;
         let draft = Draft::change("configuration", fields, clock.wall(), clock.state());
-        record(&self.telemetry.ledger, vec![draft]).await;
+        record(&self.telemetry.ledger, vec![draft]).await
     }
 
     /// Buses first, then what they read is stored, then it is sent. The ledger is its owner's to close.

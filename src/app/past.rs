@@ -81,11 +81,17 @@ pub(super) async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clo
 }
 
 /// Appends what the house itself has to say. On a full disk it goes on trying by itself: start, supervision and
-/// signals must not wait for it.
-pub(super) async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) {
+/// signals must not wait for it. True when it is known to be stored.
+pub(super) async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) -> bool {
     let ledger = Arc::clone(ledger);
-    let stored = tokio::spawn(async move { pipeline::append(&ledger, drafts).await });
-    let _ = timeout(LAST_RECORDS, stored).await;
+    let stored = tokio::spawn(async move {
+        if ledger.append(drafts.clone()).await.is_ok() {
+            return true;
+        }
+        pipeline::append(&ledger, drafts).await;
+        false
+    });
+    matches!(timeout(LAST_RECORDS, stored).await, Ok(Ok(true)))
 }
 
 /// What the command line did while no daemon ran, until it is on record.
@@ -116,15 +122,15 @@ pub(super) async fn tell_of_hands(
         let fields = configuration(before.as_deref(), &settings.hash);
         drafts.push(Draft::change("configuration", fields, clock.wall(), clock.state()));
     }
-    let (ledger, dir, hash) = (Arc::clone(ledger), dir.clone(), settings.hash.clone());
-    let stored = tokio::spawn(async move {
-        if !drafts.is_empty() {
-            pipeline::append(&ledger, drafts).await;
+    // What may not be stored is told once more at the next start: twice is better than not at all.
+    if drafts.is_empty() || record(ledger, drafts).await {
+        note_configuration(dir, &settings.hash);
+        if note.is_some()
+            && let Err(error) = std::fs::remove_file(dir.join(NOTE))
+        {
+            tracing::warn!(%error, "what was done without a daemon will be told once more");
         }
-        note_configuration(&dir, &hash);
-        let _ = std::fs::remove_file(dir.join(NOTE)); // else it is told twice
-    });
-    let _ = timeout(LAST_RECORDS, stored).await;
+    }
 }
 
 /// The fields of a `configuration` record.

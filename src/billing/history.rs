@@ -209,9 +209,12 @@ fn ordered(mut parts: Vec<(Seq, Map<String, Value>)>) -> Set {
 /// Records behind the first trusted one among which the `time_fix` of those before it is looked for: it follows within a second.
 const FIX_WITHIN: u64 = 1000;
 
+/// How long the `time_fix` is waited for once there is a trusted record.
+const FIX_PATIENCE: TimeDelta = TimeDelta::minutes(1);
+
 /// When the ledger began, by a time that somebody vouched for. A first record that was stamped by an untrusted clock is set
 /// right by the `time_fix` that covers it; without one the first trusted record counts. `None`: there is neither yet.
-pub fn begun(ledger: &dyn Ledger) -> Result<Option<Utc>, LedgerError> {
+pub fn begun(ledger: &dyn Ledger, now: Utc) -> Result<Option<Utc>, LedgerError> {
     let (first, head) = (ledger.first(), ledger.head().borrow().seq);
     let (mut stamped, mut trusted) = (None, None);
     let mut fixed = None;
@@ -222,7 +225,7 @@ pub fn begun(ledger: &dyn Ledger) -> Result<Option<Utc>, LedgerError> {
         else {
             return true;
         };
-        let (begin, _) = *stamped.get_or_insert((at, line.seq));
+        let begin = *stamped.get_or_insert(at);
         if record.get("clock").and_then(Value::as_str) != Some("unsynced") {
             let (_, seq) = *trusted.get_or_insert((at, line.seq));
             if seq == first || line.seq > seq + FIX_WITHIN {
@@ -238,7 +241,8 @@ pub fn begun(ledger: &dyn Ledger) -> Result<Option<Utc>, LedgerError> {
         }
         fixed.is_none()
     })?;
-    Ok(fixed.or(trusted.map(|(at, _)| at)))
+    let by_itself = trusted.filter(|(at, seq)| *seq == first || now - *at >= FIX_PATIENCE);
+    Ok(fixed.or(by_itself.map(|(at, _)| at)))
 }
 
 /// The set whose first part is at `seq`; empty when retention has taken it.

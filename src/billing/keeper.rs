@@ -125,7 +125,7 @@ impl Keeper {
         let Some(yesterday) = local_date(now.0, zone).pred_opt() else { return Ok(None) };
         let oldest = match history.sets.iter().filter_map(Set::date).min() {
             Some(date) => date,
-            None => match self.first_record().await? {
+            None => match self.first_record(now.0).await? {
                 Some(at) => local_date(at, zone),
                 None => return Ok(None),
             },
@@ -145,10 +145,10 @@ impl Keeper {
         Ok(date.filter(ready))
     }
 
-    async fn first_record(&mut self) -> Result<Option<Utc>, LedgerError> {
+    async fn first_record(&mut self, now: Utc) -> Result<Option<Utc>, LedgerError> {
         if self.begun.is_none() {
             let ledger = Arc::clone(&self.ledger);
-            self.begun = blocking(move || begun(&*ledger)).await?;
+            self.begun = blocking(move || begun(&*ledger, now)).await?;
         }
         Ok(self.begun)
     }
