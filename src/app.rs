@@ -36,7 +36,7 @@ use crate::{
 
 pub use buses::meter_plan;
 pub use house::{House, Outside};
-pub use past::retain;
+pub use past::{leave_note, retain};
 
 /// Name of the Unix socket in the data directory.
 pub const SOCKET: &str = "meter-gateway.sock";
@@ -149,9 +149,15 @@ impl Daemon {
         let ledger: SharedLedger = Arc::clone(&files) as _;
         let identity = Arc::new(Identity::load_or_create(&settings.gateway.data_dir)?);
         billing::settle(&identity, &ledger, &settings.gateway.data_dir)?;
+        if let Err(error) = identity.publish(&settings.gateway.data_dir) {
+            tracing::warn!(%error, "the public key could not be laid beside the ledger; `identity --public-key` prints it");
+        }
         let outside =
             Outside { clock: Arc::clone(&clock), ports: Arc::new(RealPorts), broker: Arc::new(RealBroker) };
-        let house = House::start(Arc::clone(&settings), ledger, identity, outside, &incidents).await;
+        let empty = ledger.head().borrow().seq == 0;
+        let house =
+            House::start(Arc::clone(&settings), Arc::clone(&ledger), identity, outside, &incidents).await;
+        past::tell_of_hands(&ledger, &settings, &clock, empty).await;
         let (servers_stop, servers_down) = watch::channel(false);
         let servers = listen(&settings, house.console(), &servers_down).await?;
         tracing::info!(
@@ -220,7 +226,9 @@ impl Daemon {
             );
             return Err(Refused);
         }
-        self.house.take_over(Arc::clone(&settings)).await;
+        if self.house.take_over(Arc::clone(&settings)).await {
+            past::note_configuration(&settings.gateway.data_dir, &settings.hash);
+        }
         tracing::info!(
             meters = settings.meters.len(),
             buses = settings.buses.len(),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     console::Console,
-    model::{MeterId, Seq},
+    model::{Asker, MeterId, Seq, Via},
     publish::{Command, MAX_REPLAYS, Outgoing, Response},
 };
 
@@ -73,35 +73,49 @@ async fn execute(command: &Command, console: &Console) -> Response {
         Err("the command has expired".to_owned())
     } else {
         match command.name.as_str() {
-            "read_now" => read_now(&command.args, console).await,
-            "replay" => replay(&command.args, console),
+            "read_now" => read_now(command, console).await,
+            "replay" => replay(command, console).await,
             other => Err(format!("unknown command `{other}`: this version knows read_now and replay")),
         }
     };
     Response { id: Some(command.id.clone()), outcome: done }
 }
 
-async fn read_now(args: &Map<String, Value>, console: &Console) -> Result<Value, String> {
+fn asker(command: &Command) -> Result<Asker, String> {
+    let name = match command.args.get("by") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) => Some(name.as_str()),
+        Some(_) => return Err("args.by: expected a string".to_owned()),
+    };
+    Asker::new(Via::Mqtt(command.id.clone()), name)
+}
+
+async fn read_now(command: &Command, console: &Console) -> Result<Value, String> {
+    let (who, args) = (asker(command)?, &command.args);
     let meter: MeterId = args
         .get("meter")
         .and_then(Value::as_str)
         .ok_or("args.meter is missing: expected a meter id")?
         .parse()
         .map_err(|error| format!("args.meter: {error}"))?;
-    let reading = console.read_now(&meter).await?;
+    let reading = console.read_now(&who, &meter).await?;
     serde_json::to_value(reading).map_err(|error| error.to_string())
 }
 
-fn replay(args: &Map<String, Value>, console: &Console) -> Result<Value, String> {
+async fn replay(command: &Command, console: &Console) -> Result<Value, String> {
     let seq = |name: &str| {
-        args.get(name).and_then(Value::as_u64).ok_or(format!("args.{name} is missing: expected a seq"))
+        command
+            .args
+            .get(name)
+            .and_then(Value::as_u64)
+            .ok_or(format!("args.{name} is missing: expected a seq"))
     };
-    console.replay(seq("from")?, seq("to")?)
+    console.replay(&asker(command)?, seq("from")?, seq("to")?).await
 }
 
 impl Console {
-    /// Queues a range of records to be sent again with their original bytes.
-    pub fn replay(&self, from: Seq, to: Seq) -> Result<Value, String> {
+    /// Queues a range of records to be sent again with their original bytes, once it is on record who asked for it.
+    pub async fn replay(&self, who: &Asker, from: Seq, to: Seq) -> Result<Value, String> {
         let ledger = &self.telemetry.ledger;
         let (first, last) = (ledger.first(), ledger.head().borrow().seq);
         if from < first || to > last || from > to {
@@ -117,9 +131,13 @@ impl Console {
         if publisher.replays_waiting >= MAX_REPLAYS {
             return Err(format!("{MAX_REPLAYS} replays are waiting: try again later"));
         }
-        self.publisher
-            .try_send(Outgoing::Replay { from, to })
+        let place = self
+            .publisher
+            .try_reserve()
             .map_err(|_| "the publisher has too many requests waiting".to_owned())?;
+        let asked = Map::from_iter([("from_seq".to_owned(), from.into()), ("to_seq".to_owned(), to.into())]);
+        self.put_on_record(who, "replay", asked).await?;
+        place.send(Outgoing::Replay { from, to });
         Ok(json!({"from": from, "to": to}))
     }
 }

@@ -15,6 +15,9 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 /// Name of the key file.
 const KEY_FILE: &str = "identity.key";
+/// The public half of the key in force, in the data directory and in each copy of the ledger. An earlier key's is called
+/// `public-key.` and its id, `.pem`.
+pub const PUBLIC_KEY: &str = "public-key.pem";
 /// The next key, from when it is made until the ledger has the record that announces it.
 const NEXT_FILE: &str = "identity.key.next";
 /// Names of the systemd credential that wins over the file; the second is the one of version 0.1.
@@ -189,7 +192,31 @@ impl Identity {
             _ => {}
         }
         std::fs::rename(data_dir.join(NEXT_FILE), current)?;
-        sync_dir(data_dir)
+        sync_dir(data_dir)?;
+        self.publish(data_dir)
+    }
+
+    /// Lays the public halves of this key and of the earlier ones into the data directory, where the second copy of the
+    /// ledger finds them: with all of them everything that was ever signed here can be checked.
+    pub fn publish(&self, data_dir: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(data_dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let earlier = name.strip_prefix(KEY_FILE).and_then(|rest| rest.strip_prefix('.'));
+            if let Some(id) = earlier.filter(|id| id.len() == 16)
+                && let Ok(signer) = load(&data_dir.join(&name))
+            {
+                lay(data_dir, &format!("public-key.{id}.pem"), &signer.public_key().to_pem())?;
+            }
+        }
+        // A credential that was exchanged leaves nothing else of the key before it.
+        if let Ok(text) = std::fs::read_to_string(data_dir.join(PUBLIC_KEY))
+            && let Ok(before) = PublicKey::from_pem(&text)
+            && before != self.signer().public_key()
+        {
+            lay(data_dir, &format!("public-key.{}.pem", before.id()), &text)?;
+        }
+        // Last: who sees a new one here finds the earlier ones.
+        lay(data_dir, PUBLIC_KEY, &self.public_key_pem())
     }
 }
 
@@ -222,6 +249,18 @@ fn create(path: &Path) -> io::Result<Signer> {
     file.write_all(pem("PRIVATE KEY", made.as_ref()).as_bytes())?;
     file.sync_all()?;
     load(path)
+}
+
+fn lay(dir: &Path, name: &str, pem: &str) -> io::Result<()> {
+    if std::fs::read_to_string(dir.join(name)).is_ok_and(|there| there == pem) {
+        return Ok(());
+    }
+    let part = dir.join(format!("{name}.part"));
+    let mut file = std::fs::File::create(&part)?;
+    file.write_all(pem.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(part, dir.join(name))?;
+    sync_dir(dir)
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -450,13 +450,35 @@ async fn commands_are_answered_once_and_mistakes_change_nothing() {
         }
     };
     assert_eq!(again, 2, "the range, with its original bytes");
-    assert!(gateway.cli(&["ledger", "replay", "--from", "1", "--to", "3"]).status.success());
+    let asked = json!({"id": "h", "name": "replay", "args": {"from": 1, "to": 2, "by": "a\nb"}});
+    billing.say("command", &asked).await;
+    while billing.next_json("response").await["id"] != "h" {}
+    assert!(gateway.cli(&["ledger", "replay", "--from", "1", "--to", "3", "--by", "王工"]).status.success());
     let before = accounts.duplicates;
     while accounts.duplicates < before + 3 {
         accounts.take(&billing.next("records").await);
     }
     let refused = gateway.cli(&["ledger", "replay", "--from", "1", "--to", "999999"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+
+    // Who asked for what was done is on record, once each; what was refused is not.
+    let exported = gateway.cli(&["ledger", "export"]);
+    let actions: Vec<Value> = String::from_utf8(exported.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|record| record["change"] == "user_action")
+        .collect();
+    let told: Vec<_> = actions.iter().map(|a| (&a["action"], &a["via"], &a["by"])).collect();
+    let text = ["read_now", "replay", "mqtt", "socket", "a", "g", "王工"].map(Value::from);
+    let [read_now, replay, mqtt, socket, a, g, name] = &text;
+    assert_eq!(told, [(read_now, mqtt, a), (replay, mqtt, g), (replay, socket, name)]);
+    assert_eq!((&actions[0]["meter"], &actions[0]["command"]), (&json!("E-1"), a));
+    assert_eq!((&actions[1]["from_seq"], &actions[1]["to_seq"]), (&json!(1), &json!(2)));
+    assert_eq!(
+        (&actions[2]["uid"], &actions[2]["to_seq"]),
+        (&json!(rustix::process::getuid().as_raw()), &json!(3))
+    );
 
     // Receipts: cumulative, idempotent; nonsense moves nothing.
     let ledger = gateway.get("/api/v1/status")["ledger"].clone();

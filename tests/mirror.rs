@@ -39,8 +39,30 @@ fn the_operator_sees_the_copy_go_and_come_and_gets_the_ledger_back_from_it() {
     let status = gateway.until("back", |status| status["mirror"]["stored_seq"].as_u64() > Some(2));
     assert!(status["mirror"]["fault"].is_null() && status["mirror"]["since"].is_null(), "{status:#}");
     let ledger = status["ledger"].clone();
+
+    // What signatures are checked with lies there too, also the key before a rotation.
+    let key = || String::from_utf8(gateway.cli(&["identity", "--public-key"]).stdout).unwrap();
+    let there = |name: &str| fs::read_to_string(gateway.path("card").join(name)).unwrap_or_default();
+    let before = key();
+    assert_eq!(there("public-key.pem"), before);
+    assert!(gateway.cli(&["identity", "rotate"]).status.success());
+    gateway.until("the new key", |_| there("public-key.pem") == key());
+    gateway.until("all of it", |status| status["mirror"]["lag"] == 0);
+    let earlier =
+        fs::read_dir(gateway.path("card")).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+            path.file_name().is_some_and(|name| name != "public-key.pem")
+                && fs::read_to_string(path).is_ok_and(|text| text == before)
+        });
+    let earlier = earlier.expect("the key before");
+    assert!(earlier.to_str().unwrap().contains("/public-key."), "{earlier:?}");
     let (ended, _) = gateway.terminate();
     assert!(ended.success());
+    let text = fs::read_to_string(gateway.config()).unwrap();
+    fs::write(gateway.config(), text.replace("\"data\"", "\"card\"").replace("mirror_dir", "#")).unwrap();
+    let verified = gateway.cli(&["ledger", "verify", "--public-key", earlier.to_str().unwrap()]);
+    assert!(verified.status.success(), "{verified:?}");
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("1 key rotation(s)"), "{verified:?}");
+    fs::write(gateway.config(), text).unwrap();
     let told = |text: &str| gateway.log().matches(text).count();
     assert_eq!(
         (told("is away: recording goes on"), told("is up to date again")),

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     buses::{Buses, start_buses},
-    past::{LAST_RECORDS, incident_draft, record, tell_of_the_past},
+    past::{LAST_RECORDS, configuration, incident_draft, record, tell_of_the_past},
 };
 use crate::{
     billing,
@@ -217,8 +217,8 @@ impl House {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Other meters, buses and profiles from now on.
-    pub async fn take_over(&mut self, settings: Arc<Settings>) {
+    /// Other meters, buses and profiles from now on. Whether that is on record already.
+    pub async fn take_over(&mut self, settings: Arc<Settings>) -> bool {
         let old = self.telemetry.settings();
         self.buses.stop().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
@@ -226,12 +226,10 @@ impl House {
         let (telemetry, console, ports) = (&self.telemetry, &self.console, &self.outside.ports);
         self.buses = start_buses(&settings, telemetry, console, ports, &self.readings, &self.handed);
         let _ = self.publisher.inventory.send(inventories(&settings));
-        let mut fields = Map::new();
-        fields.insert("before".into(), old.hash.clone().into());
-        fields.insert("after".into(), settings.hash.clone().into());
+        let fields = configuration(Some(&old.hash), &settings.hash);
         let clock = &self.outside.clock;
         let draft = Draft::change("configuration", fields, clock.wall(), clock.state());
-        record(&self.telemetry.ledger, vec![draft]).await;
+        record(&self.telemetry.ledger, vec![draft]).await
     }
 
     /// Buses first, then what they read is stored, then it is sent. The ledger is its owner's to close.

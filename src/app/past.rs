@@ -1,8 +1,15 @@
-//! What the house itself has to put on record: how long it was away, what it found damaged, what retention removed.
+//! What the house itself has to put on record: how long it was away, what it found damaged, what retention removed, what was
+//! done by hand meanwhile.
 //!
 //! Decides nothing about readings; each is one `change` record.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -84,9 +91,75 @@ async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, remove
 }
 
 /// Appends what the house itself has to say. On a full disk it goes on trying by itself: start, supervision and
-/// signals must not wait for it.
-pub(super) async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) {
+/// signals must not wait for it. True when it is known to be stored.
+pub(super) async fn record(ledger: &SharedLedger, drafts: Vec<Draft>) -> bool {
     let ledger = Arc::clone(ledger);
-    let stored = tokio::spawn(async move { pipeline::append(&ledger, drafts).await });
-    let _ = timeout(LAST_RECORDS, stored).await;
+    let stored = tokio::spawn(async move {
+        if ledger.append(drafts.clone()).await.is_ok() {
+            return true;
+        }
+        pipeline::append(&ledger, drafts).await;
+        false
+    });
+    matches!(timeout(LAST_RECORDS, stored).await, Ok(Ok(true)))
+}
+
+/// What the command line did while no daemon ran, until it is on record.
+const NOTE: &str = "to-be-recorded.json";
+/// The hash of the configuration that was last in force.
+const CONFIGURATION: &str = "configuration.hash";
+
+/// Leaves the fields of a `user_action` for the next start to put on record.
+pub fn leave_note(dir: &Path, fields: &Map<String, Value>) -> io::Result<()> {
+    write(dir, NOTE, &serde_json::to_vec(fields)?)
+}
+
+/// Puts on record what happened to the configuration and to the data while no daemon ran.
+pub(super) async fn tell_of_hands(
+    ledger: &SharedLedger,
+    settings: &Settings,
+    clock: &Arc<dyn Clock>,
+    empty: bool,
+) {
+    let dir = &settings.gateway.data_dir;
+    let mut drafts = Vec::new();
+    let note = std::fs::read(dir.join(NOTE)).ok();
+    if let Some(Ok(fields)) = note.as_deref().map(serde_json::from_slice::<Map<String, Value>>) {
+        drafts.push(Draft::change("user_action", fields, clock.wall(), clock.state()));
+    }
+    let before = std::fs::read_to_string(dir.join(CONFIGURATION)).ok();
+    if before.as_deref() != Some(&settings.hash) && !(before.is_none() && empty) {
+        let fields = configuration(before.as_deref(), &settings.hash);
+        drafts.push(Draft::change("configuration", fields, clock.wall(), clock.state()));
+    }
+    // What may not be stored is told once more at the next start: twice is better than not at all.
+    if drafts.is_empty() || record(ledger, drafts).await {
+        note_configuration(dir, &settings.hash);
+        if note.is_some()
+            && let Err(error) = std::fs::remove_file(dir.join(NOTE))
+        {
+            tracing::warn!(%error, "what was done without a daemon will be told once more");
+        }
+    }
+}
+
+/// The fields of a `configuration` record.
+pub(super) fn configuration(before: Option<&str>, after: &str) -> Map<String, Value> {
+    Map::from_iter([("before".to_owned(), before.into()), ("after".to_owned(), after.into())])
+}
+
+/// Notes which configuration is on record. Where that fails, the next start tells of it once more.
+pub(super) fn note_configuration(dir: &Path, hash: &str) {
+    if let Err(error) = write(dir, CONFIGURATION, hash.as_bytes()) {
+        tracing::warn!(%error, "the configuration in force could not be noted");
+    }
+}
+
+fn write(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let part = dir.join(format!("{name}.part"));
+    let mut file = File::create(&part)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&part, dir.join(name))?;
+    File::open(dir)?.sync_all()
 }

@@ -4,18 +4,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Day, local_date,
+    Day, boundary, local_date,
     manifest::{Cover, Downtime, Entry, Totals, entry, parts},
 };
 use crate::{
+    clock::Clock,
     config::Settings,
     ledger::{Ledger, LedgerError, Line, ReadingQuery},
-    model::{GENESIS, MeterId, Reading, Seq, Utc},
+    model::{ClockState, GENESIS, MeterId, Reading, Seq, Utc},
 };
 
 /// Records read at once.
@@ -205,6 +206,45 @@ fn ordered(mut parts: Vec<(Seq, Map<String, Value>)>) -> Set {
     Set { parts }
 }
 
+/// Records behind the first trusted one among which the `time_fix` of those before it is looked for: it follows within a second.
+const FIX_WITHIN: u64 = 1000;
+
+/// How long the `time_fix` is waited for once there is a trusted record.
+const FIX_PATIENCE: TimeDelta = TimeDelta::minutes(1);
+
+/// When the ledger began, by a time that somebody vouched for. A first record that was stamped by an untrusted clock is set
+/// right by the `time_fix` that covers it; without one the first trusted record counts. `None`: there is neither yet.
+pub fn begun(ledger: &dyn Ledger, now: Utc) -> Result<Option<Utc>, LedgerError> {
+    let (first, head) = (ledger.first(), ledger.head().borrow().seq);
+    let (mut stamped, mut trusted) = (None, None);
+    let mut fixed = None;
+    scan(ledger, (first, head), PAGE, &mut |line| {
+        let record = object(line);
+        let Some(at) =
+            record.get("recorded_at").and_then(Value::as_str).and_then(|at| at.parse::<Utc>().ok())
+        else {
+            return true;
+        };
+        let begin = *stamped.get_or_insert(at);
+        if record.get("clock").and_then(Value::as_str) != Some("unsynced") {
+            let (_, seq) = *trusted.get_or_insert((at, line.seq));
+            if seq == first || line.seq > seq + FIX_WITHIN {
+                return false;
+            }
+        }
+        let number = |name: &str| record.get(name).and_then(Value::as_i64);
+        if record.get("change").and_then(Value::as_str) == Some("time_fix")
+            && number("from_seq").is_some_and(|from| from.unsigned_abs() <= first)
+            && let Some(offset) = number("offset_ms").and_then(TimeDelta::try_milliseconds)
+        {
+            fixed = begin.checked_add_signed(offset);
+        }
+        fixed.is_none()
+    })?;
+    let by_itself = trusted.filter(|(at, seq)| *seq == first || now - *at >= FIX_PATIENCE);
+    Ok(fixed.or(by_itself.map(|(at, _)| at)))
+}
+
 /// The set whose first part is at `seq`; empty when retention has taken it.
 fn set_at(ledger: &dyn Ledger, seq: Seq) -> Result<Set, LedgerError> {
     let mut set: Vec<(Seq, Map<String, Value>)> = Vec::new();
@@ -333,17 +373,31 @@ fn readings(
     }
 }
 
-/// What `ledger manifest` answers: the stored parts of the day, or what they would be now, marked as not recorded.
+/// What `ledger manifest` answers: the stored parts of the day, or what they would be now, marked as not recorded. By an
+/// untrusted clock only what is stored: which day has ended is not known then, and neither is which one is yesterday.
 pub fn answer(
     ledger: &dyn Ledger,
     settings: &Settings,
     date: Option<NaiveDate>,
-    now: Utc,
+    clock: &dyn Clock,
 ) -> Result<Value, LedgerError> {
     let zone = settings.site.timezone;
+    let (now, trust) = boundary::seen(clock);
     let today = local_date(now, zone);
+    let asked = date;
     let date = date.or_else(|| today.pred_opt()).unwrap_or(today);
     let history = History::load(ledger)?;
+    if trust == ClockState::Unsynced && (asked.is_none() || !history.of(date).is_some_and(Set::is_complete)) {
+        let what = asked.map_or("which day was yesterday is not known".to_owned(), |date| {
+            format!("{date} is not on record, and whether it has ended is not known")
+        });
+        let latest = history.sets.iter().find(|set| set.is_complete()).and_then(Set::date);
+        let hint =
+            latest.map_or(String::new(), |date| format!("; on record is {date} and what came before it"));
+        return Err(LedgerError::Refused(format!(
+            "nobody vouches for the clock: {what}\n  hint: is a time server reachable? `timedatectl` tells. The manifest is made when the clock is trusted again{hint}"
+        )));
+    }
     if let Some(set) = history.of(date).filter(|set| set.is_complete()) {
         let parts: Vec<Value> = set.parts.iter().map(|(_, fields)| fields.clone().into()).collect();
         return Ok(json!({"recorded": true, "parts": parts}));

@@ -1,6 +1,7 @@
 //! Makes the manifest of each day that has ended: once, signed, also after a crash in the middle.
 //!
-//! Decides when; what it says is `manifest.rs`.
+//! Decides when, and never by a clock that nobody vouches for: then it waits, and makes up for the days when somebody does.
+//! What a manifest says is `manifest.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,9 +10,9 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::{
-    Day,
-    history::{History, Set, compute, cover_now},
-    local_date,
+    Boundary, Day, boundary,
+    history::{History, Set, begun, compute, cover_now},
+    local_date, seen,
     signing::sign,
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     config::Settings,
     identity::{Identity, Signer},
     ledger::{LedgerError, SharedLedger},
-    model::{Draft, RecordType, Seq, Slots, Utc},
+    model::{ClockState, Draft, RecordType, Seq, Slots, Utc},
     pipeline,
 };
 
@@ -36,12 +37,16 @@ pub struct Keeper {
     identity: Arc<Identity>,
     clock: Arc<dyn Clock>,
     history: Option<History>,
+    /// When the ledger began, once a trusted clock could tell; asked for while there is no manifest.
+    begun: Option<Utc>,
+    /// It was said that manifests wait for the clock.
+    waits: bool,
 }
 
 impl Keeper {
     /// Knows nothing yet; the first round reads the ledger.
     pub fn new(ledger: SharedLedger, identity: Arc<Identity>, clock: Arc<dyn Clock>) -> Keeper {
-        Keeper { ledger, identity, clock, history: None }
+        Keeper { ledger, identity, clock, history: None, begun: None, waits: false }
     }
 
     /// Makes the oldest manifest that is due; `None` when none is.
@@ -52,10 +57,15 @@ impl Keeper {
             Some(history) => history,
             None => self.begin().await?,
         };
+        let now = seen(&*self.clock);
+        if !self.may_draw(now.1) {
+            self.history = Some(history);
+            return Ok(None);
+        }
         let unfinished = history.sets.first().filter(|set| !set.is_complete()).cloned();
         let due = match &unfinished {
             Some(set) => set.date(),
-            None => self.due(settings, &history)?,
+            None => self.due(settings, &history, now).await?,
         };
         let Some(day) = due.and_then(|date| Day::of(date, settings.site.timezone)) else {
             self.history = Some(history);
@@ -72,6 +82,18 @@ impl Keeper {
         pipeline::append(&self.ledger, drafts).await;
         tracing::info!(date = %day.date, parts, "manifest recorded");
         Ok(Some(day.date)) // the history is read again: what the disk says counts
+    }
+
+    /// Whether days may be judged by the clock at all; told once when not.
+    fn may_draw(&mut self, clock: ClockState) -> bool {
+        let trusted = clock != ClockState::Unsynced;
+        if !trusted && !self.waits {
+            tracing::warn!(
+                "nobody vouches for the clock: manifests wait until somebody does, and are made up for then\n  hint: is a time server reachable? `timedatectl` tells"
+            );
+        }
+        self.waits = !trusted;
+        trusted
     }
 
     async fn begin(&self) -> Result<History, LedgerError> {
@@ -93,12 +115,17 @@ impl Keeper {
     }
 
     /// The oldest day that has ended, has no manifest and whose last slots are recorded (or waited for long enough).
-    fn due(&self, settings: &Settings, history: &History) -> Result<Option<NaiveDate>, LedgerError> {
-        let (now, zone) = (self.clock.wall(), settings.site.timezone);
-        let Some(yesterday) = local_date(now, zone).pred_opt() else { return Ok(None) };
+    async fn due(
+        &mut self,
+        settings: &Settings,
+        history: &History,
+        now: (Utc, ClockState),
+    ) -> Result<Option<NaiveDate>, LedgerError> {
+        let zone = settings.site.timezone;
+        let Some(yesterday) = local_date(now.0, zone).pred_opt() else { return Ok(None) };
         let oldest = match history.sets.iter().filter_map(Set::date).min() {
             Some(date) => date,
-            None => match self.first_record()? {
+            None => match self.first_record(now.0).await? {
                 Some(at) => local_date(at, zone),
                 None => return Ok(None),
             },
@@ -110,15 +137,20 @@ impl Keeper {
             .take_while(|date| *date <= yesterday)
             .find(|date| history.of(*date).is_none() && Day::of(*date, zone).is_some());
         let ready = |date: &NaiveDate| {
-            Day::of(*date, zone).is_some_and(|day| now >= day.to + GRACE || self.is_whole(settings, day))
+            Day::of(*date, zone).is_some_and(|day| {
+                boundary(day.to + GRACE, now) == Boundary::Past
+                    || (boundary(day.to, now) == Boundary::Past && self.is_whole(settings, day))
+            })
         };
         Ok(date.filter(ready))
     }
 
-    fn first_record(&self) -> Result<Option<Utc>, LedgerError> {
-        let lines = self.ledger.read(self.ledger.first(), 1, 1)?;
-        let first = lines.first().and_then(|line| serde_json::from_slice::<Value>(&line.bytes).ok());
-        Ok(first.and_then(|record| record.get("recorded_at")?.as_str()?.parse().ok()))
+    async fn first_record(&mut self, now: Utc) -> Result<Option<Utc>, LedgerError> {
+        if self.begun.is_none() {
+            let ledger = Arc::clone(&self.ledger);
+            self.begun = blocking(move || begun(&*ledger, now)).await?;
+        }
+        Ok(self.begun)
     }
 
     /// Every meter's last slot of the day is recorded.

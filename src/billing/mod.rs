@@ -1,8 +1,9 @@
 //! What a local day came to: the manifest 对账清单, its signature, and the proof a third party can repeat.
 //!
-//! `day.rs`, `manifest.rs`, `signing.rs` and `proof.rs` compute; `history.rs` reads the ledger, `keeper.rs` writes to it.
+//! `boundary.rs`, `day.rs`, `manifest.rs`, `signing.rs` and `proof.rs` compute; `history.rs` reads the ledger, `keeper.rs` writes to it.
 //! Reads what the ledger holds and what is configured; asks no meter, and corrects nothing.
 
+mod boundary;
 mod day;
 mod history;
 mod keeper;
@@ -11,6 +12,7 @@ pub mod proof;
 mod rotation;
 pub mod signing;
 
+pub use boundary::{Boundary, boundary, seen};
 pub use day::{Day, local_date};
 pub use history::{answer, compute};
 pub use keeper::{Keeper, keep};

@@ -5,13 +5,11 @@
 
 use std::{io::ErrorKind, path::Path};
 
-use serde_json::Map;
-
 use super::{history::History, signing::sign};
 use crate::{
     identity::{Identity, PublicKey, discard_next, pending},
     ledger::{LedgerError, SharedLedger},
-    model::{ClockState, Draft, Utc},
+    model::{Asker, ClockState, Draft, Utc},
 };
 
 /// Why there is no new key.
@@ -35,6 +33,7 @@ pub async fn rotate(
     identity: &Identity,
     ledger: &SharedLedger,
     data_dir: &Path,
+    who: &Asker,
     (now, clock): (Utc, ClockState),
 ) -> Result<(PublicKey, String), RotateError> {
     if let Some(path) = identity.credential() {
@@ -45,7 +44,7 @@ pub async fn rotate(
     let old = identity.signer();
     let new = identity.make_next(data_dir)?.public_key();
     let head = ledger.head().borrow().clone();
-    let mut fields = Map::new();
+    let mut fields = who.fields();
     fields.insert("ledger".into(), ledger.id().into());
     fields.insert("old_key_id".into(), old.public_key().id().into());
     fields.insert("new_key_id".into(), new.id().into());

@@ -5,33 +5,37 @@
 use std::{path::Path, process::ExitCode};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
 
-use super::{client::Daemon, no};
+use super::{client::Daemon, no, own_user};
 use crate::{
     clock::{Clock, SystemClock},
     config::Settings,
-    identity::Identity,
+    identity::{Identity, PUBLIC_KEY},
     ledger::backup::{self, Copied},
     model::Seq,
 };
-
-/// The public half of the gateway's key, beside the copy: with it the copy's signatures can be checked anywhere.
-const PUBLIC_KEY: &str = "public-key.pem";
 
 fn bar() -> anyhow::Result<ProgressBar> {
     let style = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
     Ok(ProgressBar::new(0).with_style(ProgressStyle::with_template(style)?))
 }
 
-pub async fn backup(settings: &Settings, to: &Path) -> anyhow::Result<ExitCode> {
+pub async fn backup(settings: &Settings, to: &Path, by: Option<String>) -> anyhow::Result<ExitCode> {
     let dir = &settings.gateway.data_dir;
     // What a running daemon says is stored is on its disk; what lies behind that may not be.
     let durable = match Daemon::connect(dir).await? {
-        Some(mut daemon) => daemon
-            .get_json("/api/v1/status")
-            .await?
-            .pointer("/store/last_seq")
-            .and_then(serde_json::Value::as_u64),
+        Some(mut daemon) => {
+            let asked = json!({"dir": std::path::absolute(to)?.to_string_lossy(), "by": by});
+            let said = match daemon.post_json("/api/v1/ledger/backup", &asked).await {
+                Ok(said) => said,
+                Err(error) => return no(error),
+            };
+            if let Some(why) = said.get("unrecorded").and_then(Value::as_str) {
+                eprintln!("warning: this backup is not on record: {why}");
+            }
+            said.get("last_seq").and_then(Value::as_u64)
+        }
         None => None,
     };
     let bar = bar()?;
@@ -41,12 +45,26 @@ pub async fn backup(settings: &Settings, to: &Path) -> anyhow::Result<ExitCode> 
     };
     let copied = backup::backup(dir, to, durable, &mut progress)?;
     bar.finish_and_clear();
+    // Beside the copy: with them its signatures can be checked anywhere.
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if text.strip_suffix(".pem").is_some_and(|name| name.starts_with("public-key")) {
+            std::fs::copy(dir.join(&name), to.join(&name))?;
+        }
+    }
     std::fs::write(to.join(PUBLIC_KEY), Identity::load_or_create(dir)?.public_key_pem())?;
     tell(&copied);
     faults(&copied)
 }
 
-pub async fn restore(settings: &Settings, from: &Path, billing_has: Option<Seq>) -> anyhow::Result<ExitCode> {
+pub async fn restore(
+    settings: &Settings,
+    from: &Path,
+    billing_has: Option<Seq>,
+    by: Option<&str>,
+) -> anyhow::Result<ExitCode> {
+    let who = own_user(by)?;
     let dir = &settings.gateway.data_dir;
     crate::app::make_data_dir(dir)?;
     let clock = SystemClock::new();
@@ -58,6 +76,14 @@ pub async fn restore(settings: &Settings, from: &Path, billing_has: Option<Seq>)
     };
     let restored = backup::restore(from, dir, billing_has, (clock.wall(), clock.state()), &mut progress)?;
     bar.finish_and_clear();
+    let asked = Map::from_iter([
+        ("dir".to_owned(), from.to_string_lossy().into()),
+        ("of".to_owned(), restored.copied.ledger.clone().into()),
+        ("last_seq".to_owned(), restored.copied.head.seq.into()),
+        ("head".to_owned(), restored.copied.head.hash.clone().into()),
+        ("goes_on".to_owned(), (restored.ledger == restored.copied.ledger).into()),
+    ]);
+    crate::app::leave_note(dir, &who.action("restore", asked))?;
     tell(&restored.copied);
     if restored.ledger == restored.copied.ledger {
         println!("the ledger goes on; its next record is seq {}", restored.next);

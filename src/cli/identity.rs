@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::{client::Daemon, foreign_owner, no, query::Source};
+use super::{foreign_owner, no, own_user, query::Source};
 use crate::{
     billing,
     clock::{Clock, SystemClock},
@@ -16,7 +16,11 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub enum IdentityCommand {
     /// Make a new signing key; a record signed by the old one says so, and the old one is kept aside
-    Rotate,
+    Rotate {
+        /// Who asks, for the record
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
+    },
 }
 
 pub async fn run(
@@ -25,7 +29,7 @@ pub async fn run(
     command: Option<IdentityCommand>,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        Some(IdentityCommand::Rotate) => rotate(settings).await,
+        Some(IdentityCommand::Rotate { by }) => rotate(settings, by).await,
         None => show(settings, public_key),
     }
 }
@@ -56,16 +60,17 @@ fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rotate(settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn rotate(settings: &Settings, by: Option<String>) -> anyhow::Result<ExitCode> {
     let dir = &settings.gateway.data_dir;
     let said = match Source::open(settings).await? {
-        Source::Daemon(mut daemon) => ask(&mut daemon).await,
+        Source::Daemon(mut daemon) => daemon.post_json("/api/v1/identity/rotate", &json!({"by": by})).await,
         Source::Store(files) => {
+            let who = own_user(by.as_deref())?;
             let identity = Identity::load_or_create(dir)?;
             let ledger: SharedLedger = Arc::clone(&files) as _;
             let clock = SystemClock::new();
             clock.refresh().await;
-            let rotated = billing::rotate(&identity, &ledger, dir, (clock.wall(), clock.state())).await;
+            let rotated = billing::rotate(&identity, &ledger, dir, &who, (clock.wall(), clock.state())).await;
             files.close();
             rotated
                 .map(|(key, old)| {
@@ -84,8 +89,4 @@ async fn rotate(settings: &Settings) -> anyhow::Result<ExitCode> {
     println!("public key  {}", text("new_key_id"));
     print!("{}", text("new_public_key"));
     Ok(ExitCode::SUCCESS)
-}
-
-async fn ask(daemon: &mut Daemon) -> anyhow::Result<Value> {
-    daemon.post_json("/api/v1/identity/rotate", &Value::Null).await
 }

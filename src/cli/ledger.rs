@@ -63,6 +63,9 @@ pub enum LedgerCommand {
     Backup {
         /// An empty directory, or an older backup of this ledger
         dir: PathBuf,
+        /// Who asks, for the record
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
     },
     /// Put a backup into an empty data directory
     Restore {
@@ -72,6 +75,9 @@ pub enum LedgerCommand {
         /// otherwise a new one begins
         #[arg(long, value_name = "SEQ")]
         billing_has: Option<Seq>,
+        /// Who asks, for the record
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
     },
     /// Publish a range again with its original bytes, through the running daemon
     Replay {
@@ -81,6 +87,9 @@ pub enum LedgerCommand {
         /// Last record
         #[arg(long, value_name = "SEQ")]
         to: Seq,
+        /// Who asks, for the record
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
     },
 }
 
@@ -155,18 +164,19 @@ pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<
             }
             Ok(ExitCode::SUCCESS)
         }
-        LedgerCommand::Backup { dir: to } => backup::backup(settings, &to).await,
-        LedgerCommand::Restore { dir: from, billing_has } => {
-            backup::restore(settings, &from, billing_has).await
+        LedgerCommand::Backup { dir: to, by } => backup::backup(settings, &to, by).await,
+        LedgerCommand::Restore { dir: from, billing_has, by } => {
+            backup::restore(settings, &from, billing_has, by.as_deref()).await
         }
-        LedgerCommand::Replay { from, to } => {
+        LedgerCommand::Replay { from, to, by } => {
             check_range(from, to)?;
             let Some(mut daemon) = Daemon::connect(dir).await? else {
                 return no(
                     "no daemon runs on this data directory, and only the daemon publishes\n  hint: systemctl start meter-gateway",
                 );
             };
-            match daemon.post_json("/api/v1/ledger/replay", &json!({"from": from, "to": to})).await {
+            let asked = json!({"from": from, "to": to, "by": by});
+            match daemon.post_json("/api/v1/ledger/replay", &asked).await {
                 Ok(_) => {
                     println!("seq {from} to {to} will be published again");
                     Ok(ExitCode::SUCCESS)

@@ -17,7 +17,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Settings,
     identity::PublicKey,
-    ledger::chain::MAX_LINE,
+    ledger::{LedgerError, chain::MAX_LINE},
 };
 
 /// The keys that the caller trusts.
@@ -116,9 +116,19 @@ pub async fn show(
     let answer = match Source::open(settings).await? {
         Source::Daemon(mut daemon) => {
             let query = date.map_or(String::new(), |date| format!("?date={date}"));
-            daemon.get_json(&format!("/api/v1/ledger/manifest{query}")).await?
+            match daemon.get_json(&format!("/api/v1/ledger/manifest{query}")).await {
+                Ok(answer) => answer,
+                Err(error) => return no(format!("{error:#}")),
+            }
         }
-        Source::Store(ledger) => billing::answer(&*ledger, settings, date, SystemClock::new().wall())?,
+        Source::Store(ledger) => {
+            let clock = SystemClock::new();
+            clock.refresh().await;
+            match billing::answer(&*ledger, settings, date, &clock) {
+                Err(LedgerError::Refused(why)) => return no(why),
+                other => other?,
+            }
+        }
     };
     if json {
         println!("{answer}");

@@ -22,7 +22,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     config::{Fault, Settings},
-    model::{MeterId, PointName, Seq, Utc},
+    model::{Asker, MeterId, PointName, Seq, User, Utc, Via},
     telemetry::{LogFormat, start_logs},
 };
 
@@ -101,6 +101,9 @@ enum Command {
         /// Only this point
         #[arg(long)]
         point: Option<PointName>,
+        /// Who asks, for the record
+        #[arg(long, value_name = "NAME")]
+        by: Option<String>,
         /// For programs
         #[arg(long)]
         json: bool,
@@ -207,8 +210,8 @@ async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<Exi
         Command::Simulate(asked) => {
             with(&config, async |settings| simulate::run(&settings, asked).await).await
         }
-        Command::Read { meter, point, json } => {
-            with(&config, async |settings| read::run(&settings, &meter, point.as_ref(), json).await).await
+        Command::Read { meter, point, by, json } => {
+            with(&config, async |settings| read::run(&settings, &meter, point.as_ref(), by, json).await).await
         }
         Command::Readings(asked) => {
             with(&config, async |settings| query::readings(&settings, asked).await).await
@@ -274,6 +277,13 @@ fn foreign_owner(dir: &std::path::Path) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata(dir).ok()?.uid();
     (owner != rustix::process::geteuid().as_raw()).then_some(owner)
+}
+
+/// Who works at this command line, for what goes on record without a daemon.
+fn own_user(by: Option<&str>) -> anyhow::Result<Asker> {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let user = User::of(rustix::process::getuid().as_raw(), &passwd);
+    Asker::new(Via::CommandLine(user), by).or_else(no)
 }
 
 /// A table as this program prints them; its width follows the terminal's.

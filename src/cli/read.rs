@@ -20,6 +20,7 @@ pub async fn run(
     settings: &Settings,
     meter: &MeterId,
     point: Option<&PointName>,
+    by: Option<String>,
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
     let Some(known) = settings.meters.iter().find(|known| known.id == *meter) else {
@@ -34,10 +35,12 @@ pub async fn run(
         ));
     }
     let mut reading = match Daemon::connect(&settings.gateway.data_dir).await? {
-        Some(mut daemon) => match daemon.post_json("/api/v1/read", &json!({"meter": meter})).await {
-            Ok(answer) => serde_json::from_value(answer)?,
-            Err(error) => return no(error),
-        },
+        Some(mut daemon) => {
+            match daemon.post_json("/api/v1/read", &json!({"meter": meter, "by": by})).await {
+                Ok(answer) => serde_json::from_value(answer)?,
+                Err(error) => return no(error),
+            }
+        }
         None => read_here(settings, meter).await?,
     };
     if let Some(point) = point {

@@ -9,15 +9,18 @@ mod server;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
+use serde_json::{Map, Value, json};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 
 pub use server::{Door, MAX_CONNECTIONS, serve};
 
@@ -25,7 +28,7 @@ use crate::{
     billing,
     bus::DemandRequest,
     ledger::ReadingQuery,
-    model::{MeterId, Reading, Seq, Utc},
+    model::{Asker, Draft, MeterId, Reading, Seq, Utc, Via, path_word},
     publish::{self, Outgoing},
     telemetry::{Telemetry, lock},
 };
@@ -36,6 +39,9 @@ const PAGE: usize = 1000;
 const MAX_BODY_BYTES: usize = 16 * 1024;
 /// How long somebody who asked for a read waits: a busy bus finishes its sweep first.
 const READ_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long the record of a user's action may take to be stored: a sound disk takes milliseconds.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the routes work on.
 pub struct Console {
@@ -50,15 +56,43 @@ pub struct Console {
 }
 
 impl Console {
+    /// Puts on record who asked for what. What is not on record is not done: an error says so.
+    pub async fn put_on_record(
+        &self,
+        who: &Asker,
+        action: &str,
+        asked: Map<String, Value>,
+    ) -> Result<(), String> {
+        let telemetry = &self.telemetry;
+        let why =
+            |error: &dyn std::fmt::Display| format!("not done, because it cannot be put on record: {error}");
+        if let Some(refusal) = telemetry.ledger.condition().refusing {
+            return Err(why(&refusal.reason));
+        }
+        let fields = who.action(action, asked);
+        let told = Value::from(fields.clone()).to_string();
+        tracing::info!(told, "somebody asks for something to be done");
+        let draft = Draft::change("user_action", fields, telemetry.clock.wall(), telemetry.clock.state());
+        match timeout(RECORD_PATIENCE, telemetry.ledger.append(vec![draft])).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(why(&error)),
+            Err(_) => Err(why(&format!("the ledger did not answer within {} s", RECORD_PATIENCE.as_secs()))),
+        }
+    }
+
     /// Reads a meter now, through the queue of its bus.
-    pub async fn read_now(&self, meter: &MeterId) -> Result<Reading, String> {
+    pub async fn read_now(&self, who: &Asker, meter: &MeterId) -> Result<Reading, String> {
         let Some(bus) = lock(&self.demands).get(meter).cloned() else {
             return Err(format!("no meter `{meter}` is configured"));
         };
-        let (reply, answer) = oneshot::channel();
-        bus.try_send(DemandRequest { meter: meter.clone(), reply })
+        let place = bus
+            .try_reserve()
             .map_err(|_| format!("the bus of meter `{meter}` has too many requests waiting"))?;
-        match tokio::time::timeout(READ_PATIENCE, answer).await {
+        let asked = Map::from_iter([("meter".to_owned(), meter.as_str().into())]);
+        self.put_on_record(who, "read_now", asked).await?;
+        let (reply, answer) = oneshot::channel();
+        place.send(DemandRequest { meter: meter.clone(), reply });
+        match timeout(READ_PATIENCE, answer).await {
             Ok(Ok(reading)) => Ok(reading),
             Ok(Err(_)) => Err(format!("the bus of meter `{meter}` could not serve the request")),
             Err(_) => Err(format!("meter `{meter}` was not read within {} s", READ_PATIENCE.as_secs())),
@@ -88,6 +122,7 @@ pub fn router(console: Arc<Console>) -> Router {
 pub fn owner_router(console: Arc<Console>) -> Router {
     Router::new()
         .route("/api/v1/identity/rotate", post(rotate))
+        .route("/api/v1/ledger/backup", post(backup))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(console)
 }
@@ -162,11 +197,25 @@ async fn readings(State(console): Shared, Query(asked): Query<ReadingsQuery>) ->
 #[serde(deny_unknown_fields)]
 struct ReadRequest {
     meter: MeterId,
+    by: Option<String>,
 }
 
-async fn read(State(console): Shared, Json(request): Json<ReadRequest>) -> Response {
-    match console.read_now(&request.meter).await {
-        Ok(reading) => Json(reading).into_response(),
+async fn read(
+    State(console): Shared,
+    Extension(peer): Extension<Via>,
+    Json(request): Json<ReadRequest>,
+) -> Response {
+    let done = async {
+        let who = Asker::new(peer, request.by.as_deref())?;
+        console.read_now(&who, &request.meter).await
+    };
+    answer(done.await)
+}
+
+/// What was done, or why it was not.
+fn answer<T: serde::Serialize>(done: Result<T, String>) -> Response {
+    match done {
+        Ok(done) => Json(done).into_response(),
         Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
     }
 }
@@ -176,13 +225,19 @@ async fn read(State(console): Shared, Json(request): Json<ReadRequest>) -> Respo
 struct ReplayRequest {
     from: Seq,
     to: Seq,
+    by: Option<String>,
 }
 
-async fn replay(State(console): Shared, Json(range): Json<ReplayRequest>) -> Response {
-    match console.replay(range.from, range.to) {
-        Ok(queued) => Json(queued).into_response(),
-        Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
-    }
+async fn replay(
+    State(console): Shared,
+    Extension(peer): Extension<Via>,
+    Json(request): Json<ReplayRequest>,
+) -> Response {
+    let done = async {
+        let who = Asker::new(peer, request.by.as_deref())?;
+        console.replay(&who, request.from, request.to).await
+    };
+    answer(done.await)
 }
 
 #[derive(Deserialize)]
@@ -193,8 +248,8 @@ struct ManifestQuery {
 
 async fn manifest(State(console): Shared, Query(asked): Query<ManifestQuery>) -> Response {
     let telemetry = Arc::clone(&console.telemetry);
-    let (settings, now) = (telemetry.settings(), telemetry.clock.wall());
-    let work = move || billing::answer(&*telemetry.ledger, &settings, asked.date, now);
+    let settings = telemetry.settings();
+    let work = move || billing::answer(&*telemetry.ledger, &settings, asked.date, &*telemetry.clock);
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(answer)) => Json(answer).into_response(),
         Ok(Err(error)) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
@@ -202,15 +257,58 @@ async fn manifest(State(console): Shared, Query(asked): Query<ManifestQuery>) ->
     }
 }
 
-async fn rotate(State(console): Shared) -> Response {
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RotateRequest {
+    by: Option<String>,
+}
+
+async fn rotate(
+    State(console): Shared,
+    Extension(peer): Extension<Via>,
+    Json(request): Json<Option<RotateRequest>>,
+) -> Response {
     let telemetry = &console.telemetry;
+    let who = match Asker::new(peer, request.unwrap_or_default().by.as_deref()) {
+        Ok(who) => who,
+        Err(reason) => return refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+    };
     let dir = telemetry.settings().gateway.data_dir.clone();
     let now = (telemetry.clock.wall(), telemetry.clock.state());
-    match billing::rotate(&telemetry.identity, &telemetry.ledger, &dir, now).await {
+    match billing::rotate(&telemetry.identity, &telemetry.ledger, &dir, &who, now).await {
         Ok((key, old)) => {
             Json(json!({"old_key_id": old, "new_key_id": key.id(), "new_public_key": key.to_pem()}))
                 .into_response()
         }
         Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, error),
     }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackupRequest {
+    dir: String,
+    by: Option<String>,
+}
+
+/// Puts on record that all data is about to be copied, and says how far the disk is: the copying is the asker's. The one action
+/// that may go on without its record (`unrecorded` says why): on a disk that fails it may be the last chance.
+async fn backup(
+    State(console): Shared,
+    Extension(peer): Extension<Via>,
+    Json(request): Json<BackupRequest>,
+) -> Response {
+    let who = path_word("`dir`", &request.dir).and_then(|()| Asker::new(peer, request.by.as_deref()));
+    let who = match who {
+        Ok(who) => who,
+        Err(reason) => return refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+    };
+    let asked = Map::from_iter([("dir".to_owned(), request.dir.into())]);
+    let unrecorded = console.put_on_record(&who, "backup", asked).await.err();
+    if let Some(why) = &unrecorded {
+        let who = Value::from(who.fields()).to_string();
+        tracing::warn!(who, why, "a backup is taken that is not on record");
+    }
+    let last_seq = console.telemetry.ledger.head().borrow().seq;
+    Json(json!({"last_seq": last_seq, "unrecorded": unrecorded})).into_response()
 }

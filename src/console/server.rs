@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, serve::Listener};
+use axum::{Extension, Router, serve::Listener};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -13,6 +13,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -33,6 +34,30 @@ const LAST_ANSWER: Duration = Duration::from_secs(40);
 /// How long answers under way may take at the end: most are in a pipe already, and the daemon's whole end is 5 s.
 const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
+use crate::model::{User, Via};
+
+/// The machine's own list of users.
+const PASSWD: &str = "/etc/passwd";
+
+/// A connection that can say who is at its other end; `None` when the system does not know any more.
+pub trait Peer {
+    /// Asks the kernel.
+    fn peer(&self) -> Option<Via>;
+}
+
+impl Peer for UnixStream {
+    fn peer(&self) -> Option<Via> {
+        let uid = self.peer_cred().ok()?.uid();
+        Some(Via::Socket(User::of(uid, &std::fs::read_to_string(PASSWD).unwrap_or_default())))
+    }
+}
+
+impl Peer for TcpStream {
+    fn peer(&self) -> Option<Via> {
+        self.peer_addr().ok().map(|address| Via::Http(address.to_string()))
+    }
+}
+
 /// Who comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
@@ -43,7 +68,7 @@ pub enum Door {
 }
 
 /// Serves until shutdown. A system that refuses connections (no file descriptors left) is asked again in a second.
-pub async fn serve<L: Listener>(
+pub async fn serve<L: Listener<Io: Peer>>(
     mut listener: L,
     door: Door,
     router: Router,
@@ -68,7 +93,10 @@ pub async fn serve<L: Listener>(
         while connections.try_join_next().is_some() {}
         let (router, shutdown) = (router.clone(), shutdown.clone());
         connections.spawn(async move {
-            connection(stream, door, router, shutdown).await;
+            // Else it is gone already, and nobody waits for an answer.
+            if let Some(peer) = stream.peer() {
+                connection(stream, door, router.layer(Extension(peer)), shutdown).await;
+            }
             drop(place);
         });
     }

@@ -1,7 +1,8 @@
-//! The vocabulary: ids, exact quantities, readings, records, slots.
+//! The vocabulary: ids, exact quantities, readings, records, slots, who asks.
 //!
 //! Knows no other module, does no I/O, never asks the time.
 
+mod asker;
 mod ids;
 mod quantity;
 mod reading;
@@ -9,6 +10,7 @@ mod record;
 mod slots;
 mod time;
 
+pub use asker::{Asker, User, Via, path_word};
 pub use ids::{BusId, IdError, MeterId, PointName};
 pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};

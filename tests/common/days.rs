@@ -1,5 +1,7 @@
 //! Days of readings for tests: a configuration, a clock set by hand, drafts, and what a ledger then holds.
 
+#![allow(dead_code)] // each test takes what it needs
+
 use std::{
     fs,
     path::Path,

@@ -35,6 +35,8 @@ pub enum Ack {
     Backwards(usize),
     /// The first so many of the connection are refused with this code.
     Refuse(usize, u8),
+    /// Only this one of the connection (from 1) is refused with this code.
+    RefuseOne(usize, u8),
     /// Half of the acknowledgement, then the end.
     Torn,
 }
@@ -330,7 +332,8 @@ impl Connection {
             }
             Ack::Unknown => self.puback(pkid.wrapping_add(700), 0).await,
             Ack::Refuse(count, code) if self.records <= count => self.puback(pkid, code).await,
-            Ack::Each | Ack::Refuse(..) => self.grant(pkid, records).await,
+            Ack::RefuseOne(nth, code) if self.records == nth => self.puback(pkid, code).await,
+            Ack::Each | Ack::Refuse(..) | Ack::RefuseOne(..) => self.grant(pkid, records).await,
             Ack::Torn => {
                 self.out.write_all(&[0x40, 2, 0]).await.ok()?;
                 None

@@ -19,7 +19,7 @@ use meter_gateway::{
     console::{self, Console, Door, MAX_CONNECTIONS},
     identity::Identity,
     ledger::{Ledger, MemoryLedger, SharedLedger},
-    model::{ClockState, Reading, Utc},
+    model::{Asker, ClockState, Reading, Utc, Via},
     pipeline,
     publish::{Broker, Command, Link, LinkEvent, Message, Offer, Outgoing, PayloadError, Receipt},
 };
@@ -135,7 +135,8 @@ async fn a_full_queue_of_a_bus_refuses_a_read_at_once() {
         }
     };
     timeout(SOON, known).await.expect("a bus");
-    let mut asked: Vec<_> = (0..65).map(|_| Box::pin(console.read_now(&meter))).collect();
+    let who = Asker::new(Via::Mqtt("c".into()), None).unwrap();
+    let mut asked: Vec<_> = (0..65).map(|_| Box::pin(console.read_now(&who, &meter))).collect();
     let answers: Vec<_> = asked.iter_mut().map(poll).collect();
     assert!(answers[..64].iter().all(Poll::is_pending));
     match &answers[64] {

@@ -29,7 +29,7 @@ use meter_gateway::{
         Cursor, FileLedger, Head, Ledger, LedgerError, Line, Options, ReadingQuery, SharedLedger,
         disk::sim::{Fault as DiskFault, SimDisk},
     },
-    model::{ClockState, Dec, Draft, MeterId, Seq, Utc},
+    model::{Asker, ClockState, Dec, Draft, MeterId, Seq, Utc, Via},
     protocol::{Parity, Wire},
     sim::{Fault, LineState, SimClock, SimMeter, TcpFraming, VirtualLine, VirtualLines, share},
 };
@@ -643,7 +643,8 @@ impl World {
             }
             Event::Rotation => {
                 let stamp = (clock.wall(), clock.state());
-                let done = rotate(identity, &ledger, &self.dir.path().join("data"), stamp).await;
+                let who = Asker::new(Via::Mqtt("simulation".into()), None).unwrap();
+                let done = rotate(identity, &ledger, &self.dir.path().join("data"), &who, stamp).await;
                 self.tell(done.map_or_else(|error| error.to_string(), |_| "a new key".into()));
             }
             _ => {}

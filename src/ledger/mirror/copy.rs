@@ -15,7 +15,7 @@ use super::{
         Head, LedgerError,
         backup::{copy_file, pour},
         disk::Disk,
-        files::{io_error, sync_dir},
+        files::{io_error, replace, sync_dir},
         meta::{Cursors, Meta},
         segments::{self, segment_path},
         store::{Shared, lock, replaced_ids},
@@ -26,6 +26,9 @@ use crate::model::Seq;
 
 /// How often the cursors are copied when no session began: after a restore they only decide what is sent twice.
 const CURSORS_EVERY: Duration = Duration::from_secs(60);
+
+/// The key in force, as the data directory has it; the earlier ones lie beside it as `public-key.` and an id.
+const PUBLIC_KEY: &str = "public-key.pem";
 
 /// A segment of the ledger, as it was when the round began.
 struct Segment {
@@ -62,6 +65,8 @@ pub(super) struct Copier<'a> {
     at: Option<Seq>,
     meta: Option<Meta>,
     cursors: Option<(Cursors, Instant)>,
+    /// The public key that is in the copy.
+    public_key: Option<Vec<u8>>,
     /// The copy was there once: a directory that is empty now is what lies under it.
     seen: bool,
     /// As the daemon ends: until when a round is carried on.
@@ -85,6 +90,7 @@ impl<'a> Copier<'a> {
             at: None,
             meta: None,
             cursors: None,
+            public_key: None,
             seen: false,
             last: None,
         }
@@ -94,7 +100,7 @@ impl<'a> Copier<'a> {
     pub fn round(&mut self) -> Result<(), LedgerError> {
         let outcome = self.try_round();
         if outcome.is_err() {
-            (self.at, self.meta, self.cursors) = (None, None, None);
+            (self.at, self.meta, self.cursors, self.public_key) = (None, None, None, None);
         }
         outcome
     }
@@ -126,6 +132,7 @@ impl<'a> Copier<'a> {
             self.begin(&base, &into, &meta)?;
         }
         self.prune(&into, &meta)?; // first: it makes room
+        self.copy_public_keys(&base)?;
         let segments = self.segments();
         let have = if self.at.is_none() { self.look(&into, &segments)? } else { BTreeMap::new() };
         let mut stored = None;
@@ -390,6 +397,26 @@ impl<'a> Copier<'a> {
             meta.store(self.disk, into)?;
         }
         self.meta = Some(meta.clone());
+        Ok(())
+    }
+
+    /// What the signatures in the copy are checked with, so that it proves itself alone.
+    fn copy_public_keys(&mut self, base: &Path) -> Result<(), LedgerError> {
+        let (ours, from) = (&*self.shared.disk, &self.shared.data_dir);
+        // Not there, or not to be read now: the records are what matters.
+        let Ok(current) = ours.read(&from.join(PUBLIC_KEY)) else { return Ok(()) };
+        if self.public_key.as_ref() == Some(&current) {
+            return Ok(());
+        }
+        for entry in ours.list(from).unwrap_or_default() {
+            if entry.name.strip_suffix(".pem").is_some_and(|name| name.starts_with("public-key"))
+                && let Ok(key) = ours.read(&from.join(&entry.name))
+                && self.disk.read(&base.join(&entry.name)).ok().as_ref() != Some(&key)
+            {
+                replace(self.disk, base, &entry.name, &key)?;
+            }
+        }
+        self.public_key = Some(current);
         Ok(())
     }
 
