@@ -44,7 +44,9 @@ pub struct Device {
 fn run(program: &str, arguments: &[&str], path: &Path) -> Result<String, String> {
     let path = path.to_str().unwrap();
     let arguments: Vec<_> = arguments.iter().copied().chain([path]).collect();
-    let output = Command::new(program).args(&arguments).env("LC_ALL", "C").output();
+    // Where Debian has mkfs and its kin, when the path of the tests does not.
+    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(&arguments).env("PATH", search).env("LC_ALL", "C").output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
