@@ -14,8 +14,10 @@ use crate::gateway::Gateway;
 /// `meters` meters; `gateway` are more lines of `[gateway]`.
 pub fn plant(broker: u16, meters: u32, gateway: &str) -> (Gateway, SimSite) {
     let mut text = String::new();
-    for unit in 1..=meters {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // All at once: a port that was let go of might be given again.
+    let ports: Vec<_> = (0..meters).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    for (unit, port) in (1..).zip(&ports) {
+        let port = port.local_addr().unwrap().port();
         write!(
             text,
             "[[bus]]\nid = \"line-{unit}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{port}\"\nframing = \"tcp\"\n\
@@ -23,6 +25,7 @@ pub fn plant(broker: u16, meters: u32, gateway: &str) -> (Gateway, SimSite) {
         )
         .unwrap();
     }
+    drop(ports);
     let plant = Gateway::configured(broker, 0, &text);
     let config = std::fs::read_to_string(plant.config()).unwrap();
     std::fs::write(plant.config(), config.replacen("[gateway]\n", &format!("[gateway]\n{gateway}\n"), 1))
