@@ -271,6 +271,15 @@ mod tests {
         Line { seq, bytes: Bytes::copy_from_slice(text.as_bytes()) }
     }
 
+    /// Found by the fuzzer: a fraction in `args` was another number once it was written and read again.
+    #[test]
+    fn a_fraction_stays_the_number_it_is() {
+        let text = br#"{"id":"a","name":"replay","args":{"to":92222223.6222222222}}"#;
+        let command = Command::parse(text).unwrap();
+        let written = serde_json::json!({"id": command.id, "name": command.name, "args": command.args});
+        assert_eq!(Command::parse(written.to_string().as_bytes()), Ok(command));
+    }
+
     // Golden: if one of these fails, do not change the test. Other people's systems read these bytes.
 
     #[test]
