@@ -12,7 +12,11 @@ mod site;
 mod slots;
 mod world;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use checks::{Tally, check};
 use world::{Recipe, World};
@@ -71,7 +75,11 @@ fn unsigned(line: &[u8]) -> String {
 
 fn run_all(seeds: &[u64]) {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    // Whoever only wants to know whether there is a fault (`plant.sh`) does not wait for all of them.
+    let until_one_fails = std::env::var_os("UNTIL_ONE_FAILS").is_some();
+    let failed = AtomicBool::new(false);
     let outcomes: Vec<(u64, Result<Outcome, String>)> = std::thread::scope(|scope| {
+        let failed = &failed;
         let handles: Vec<_> = (0..workers)
             .map(|worker| {
                 let seeds = seeds
@@ -79,7 +87,16 @@ fn run_all(seeds: &[u64]) {
                     .copied()
                     .skip(usize::try_from(worker).unwrap())
                     .step_by(usize::try_from(workers).unwrap());
-                scope.spawn(move || seeds.map(|seed| (seed, run(seed))).collect::<Vec<_>>())
+                scope.spawn(move || {
+                    seeds
+                        .take_while(|_| !(until_one_fails && failed.load(Ordering::Relaxed)))
+                        .map(|seed| {
+                            let outcome = run(seed);
+                            failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                            (seed, outcome)
+                        })
+                        .collect::<Vec<_>>()
+                })
             })
             .collect();
         handles.into_iter().flat_map(|handle| handle.join().unwrap()).collect()
