@@ -32,6 +32,9 @@ const PLACES: [(&str, &[&str]); 4] = [
     ("Australia/Lord_Howe", &["2028-04-01T10:00:00Z", "2028-09-30T10:00:00Z"]), // by half an hour
 ];
 
+/// Meters on a line that is well used.
+const FULL_LINE: usize = 24;
+
 /// A meter by its bus and unit.
 type Place = (usize, usize);
 
@@ -53,9 +56,13 @@ impl Site {
         let receipts = rng.bool();
         let buses = rng.usize(1..=3);
         let interval = [0, 60, 60, 60, 300, 300, 900, 900][rng.usize(0..8)];
-        let buses = (0..buses)
+        let mut buses: Vec<Vec<&str>> = (0..buses)
             .map(|_| (1..=rng.usize(1..=5)).map(|_| TYPES[rng.usize(0..TYPES.len())]).collect())
             .collect();
+        if interval > 0 && more.u8(0..5) == 0 {
+            // A line on which it takes a while until everybody was asked.
+            buses[0].resize_with(FULL_LINE, || TYPES[more.usize(0..TYPES.len())]);
+        }
         let (zone, days) = PLACES[more.usize(0..PLACES.len())];
         let begin = days[more.usize(0..days.len())].parse().unwrap();
         Site { zone, begin, interval, receipts, buses, intervals: BTreeMap::new(), removed: BTreeSet::new() }

@@ -33,7 +33,7 @@ use meter_gateway::{
     protocol::{Parity, Wire},
     sim::{Fault, LineState, SimClock, SimMeter, TcpFraming, VirtualLine, VirtualLines, share},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     sync::watch,
@@ -103,6 +103,8 @@ pub struct World {
     settings: Arc<Settings>,
     /// Every meter that is on a line.
     pub all: Arc<Settings>,
+    /// The configuration was edited while nobody was at work.
+    edited: bool,
     /// What was configured from when on, in the house's time.
     pub configured: Vec<(Utc, Arc<Settings>)>,
     /// Decides what is not drawn from `rng`, so that older seeds keep their histories.
@@ -125,6 +127,14 @@ pub struct World {
     stored: (Seq, String),
     /// Moments, true and the house's, around which a time of the house is not to be told.
     pub steps: Vec<Utc>,
+}
+
+/// When the last record was made.
+fn time_of_the_last(files: &FileLedger) -> Option<Utc> {
+    let last = files.head().borrow().seq;
+    let line = files.read(last, 1, usize::MAX).ok()?.into_iter().next()?;
+    let record: Value = serde_json::from_slice(&line.bytes).ok()?;
+    record["recorded_at"].as_str()?.parse().ok()
 }
 
 /// Something that happens.
@@ -267,6 +277,7 @@ impl World {
             truth,
             story: Vec::new(),
             lines,
+            edited: false,
             site,
             all: Arc::clone(&settings),
             configured: Vec::new(),
@@ -314,9 +325,8 @@ impl World {
             } else {
                 self.rng.u64(30..20_000)
             });
-            let ended = self.truth.now() + self.offset;
             self.truth.end(pause);
-            self.between_lives(ended);
+            self.between_lives();
         }
         self.heal();
         self.tell("the last life, in peace");
@@ -325,10 +335,10 @@ impl World {
     }
 
     /// What happens while nobody is at work: the configuration is edited, a bit of what was written flips.
-    fn between_lives(&mut self, ended: Utc) {
+    fn between_lives(&mut self) {
         if !self.recipe.clock_faults && self.more.u8(0..4) == 0 {
             self.reconfigure();
-            self.note_configured(ended); // the old one was in force as long as it was at work
+            self.edited = true;
         }
         if self.recipe.seed % 3 == 1 && self.more.bool() {
             self.flip_in_the_ledger();
@@ -582,6 +592,9 @@ impl World {
         };
         if self.configured.is_empty() {
             self.note_configured(clock.wall());
+        } else if std::mem::take(&mut self.edited) {
+            // The old one was in force as far as the ledger goes.
+            self.note_configured(time_of_the_last(&files).unwrap_or_else(|| clock.wall()));
         }
         let (settings, keys) = (Arc::clone(&self.settings), Arc::clone(&identity));
         let mut house = House::start(settings, ledger, keys, outside, &incidents).await;
@@ -639,9 +652,12 @@ impl World {
             }
             Event::Retention => {
                 let before = clock.wall() - TimeDelta::minutes(self.more.i64(0..120));
-                retain(Arc::clone(files), ledger, clock, before).await;
+                tokio::spawn(retain(Arc::clone(files), ledger, clock, before)); // on a full disk its record waits
             }
             Event::Rotation => {
+                if self.more.u8(0..3) == 0 {
+                    self.disk.stop_after(self.more.u64(0..6)); // somewhere between the key, its record and its exchange
+                }
                 let stamp = (clock.wall(), clock.state());
                 let who = Asker::new(Via::Mqtt("simulation".into()), None).unwrap();
                 let done = rotate(identity, &ledger, &self.dir.path().join("data"), &who, stamp).await;
@@ -686,6 +702,7 @@ impl World {
     }
 
     fn note_configured(&mut self, at: Utc) {
+        let at = self.configured.last().map_or(at, |(before, _)| at.max(*before));
         self.configured.push((at, Arc::clone(&self.settings)));
     }
 
