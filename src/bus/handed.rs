@@ -56,3 +56,37 @@ impl Handed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use chrono::TimeDelta;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_bus_that_starts_again_owes_the_slot_that_was_under_way() {
+        let (handed, meter) = (Handed::default(), "E-1".parse().unwrap());
+        let every = |secs| Slots::new(chrono_tz::Asia::Shanghai, secs).unwrap();
+        let noon: Utc = "2026-11-01T12:00:00Z".parse().unwrap();
+        let begin = Now { instant: Instant::now(), wall: noon + TimeDelta::seconds(5) };
+        let later = |secs: u64| Now {
+            instant: begin.instant + Duration::from_secs(secs),
+            wall: begin.wall + TimeDelta::seconds(i64::try_from(secs).unwrap()),
+        };
+        assert_eq!(handed.next(&meter, every(60), begin), None, "nobody knows it");
+        handed.note(&meter, every(60), noon, begin);
+        let minute = TimeDelta::seconds(60);
+        assert_eq!(handed.next(&meter, every(60), later(1)), Some(noon + minute));
+        assert_eq!(handed.next(&meter, every(60), later(200)), Some(noon + minute), "however long ago");
+        assert_eq!(handed.next(&meter, every(900), later(1)), None, "another interval begins anew");
+        let set = Now { wall: begin.wall + TimeDelta::hours(1), ..later(1) };
+        assert_eq!(handed.next(&meter, every(60), set), None, "the clock was set: no slot is owed by it");
+        handed.note(&meter, every(60), noon - minute, later(2));
+        assert_eq!(handed.latest(&meter), Some(noon), "what has a record keeps it");
+        handed.keep(|_| false);
+        assert_eq!(handed.latest(&meter), None);
+    }
+}

@@ -40,12 +40,25 @@ struct Owed {
 const OWED_FOR: Duration = Duration::from_secs(5);
 /// Least time to wait for an answer that comes too late, however short the timeout is.
 const LEAST_LATE_PATIENCE: Duration = Duration::from_millis(200);
+/// Silence on an RTU line before its first question: what whoever had it before has asked (this gateway before a reload or a
+/// crash) may still be answered, and nobody remembers what it was.
+const QUIET_AT_OPENING: Duration = Duration::from_secs(1);
 
 impl ModbusClient {
     /// A client on a line.
     pub fn new(line: Line, frames: Frames, pace: Pace) -> ModbusClient {
         let context = attach(&line, frames);
         ModbusClient { line, frames, pace, context, owed: Vec::new() }
+    }
+
+    /// Lets pass what is still said on a line that was just opened. A line that is never quiet is used all the same.
+    pub async fn wait_for_quiet(&mut self) -> io::Result<()> {
+        let opened = Instant::now();
+        while self.frames == Frames::Rtu
+            && opened.elapsed() < OWED_FOR
+            && self.line.listen_for_late(QUIET_AT_OPENING).await?.is_some()
+        {}
+        Ok(())
     }
 
     /// The line below.

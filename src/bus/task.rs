@@ -127,7 +127,7 @@ pub struct BusTask {
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// Opens a bus's line and puts a client on it.
+/// Opens a bus's line and puts a client on it. Takes a second where answers do not say what they answer.
 pub async fn connect(bus: &Bus, ports: &dyn Ports, clock: &Arc<dyn Clock>) -> io::Result<ModbusClient> {
     let frames = match bus.link {
         Link::Tcp { .. } => Frames::Tcp,
@@ -135,7 +135,9 @@ pub async fn connect(bus: &Bus, ports: &dyn Ports, clock: &Arc<dyn Clock>) -> io
     };
     let pace = bus.link.pace();
     let port = ports.open(&bus.link).await?;
-    Ok(ModbusClient::new(Line::new(port, frames, pace, Arc::clone(clock)), frames, pace))
+    let mut client = ModbusClient::new(Line::new(port, frames, pace, Arc::clone(clock)), frames, pace);
+    client.wait_for_quiet().await?;
+    Ok(client)
 }
 
 impl BusTask {
