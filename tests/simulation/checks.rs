@@ -85,6 +85,13 @@ pub fn check(world: &mut World) -> Tally {
     if let Err(fault) = proof {
         found.push(format!("what billing has does not prove itself: {fault}"));
     }
+    for record in &records {
+        if let Some(never @ ("key_replaced" | "record_refused" | "ledger_replaced")) =
+            record["change"].as_str()
+        {
+            found.push(format!("record {}: {never}, for no reason", record["seq"]));
+        }
+    }
     let values_proved = check_values(world, &records, &mut found);
     let slots = check_slots(world, &records, &mut found);
     for (name, line) in &world.lines.0 {

@@ -67,7 +67,10 @@ fn run(seed: u64) -> Result<Outcome, String> {
 fn unsigned(line: &[u8]) -> String {
     let mut record: serde_json::Value = serde_json::from_slice(line).unwrap();
     let fields = record.as_object_mut().unwrap();
-    for name in ["prev", "hash", "signature", "public_key_id", "head", "ledger", "key"] {
+    for name in ["prev", "hash", "last_hash", "head", "ledger"] {
+        fields.remove(name);
+    }
+    for name in ["key", "signature", "public_key_id", "old_key_id", "new_key_id", "new_public_key"] {
         fields.remove(name);
     }
     record.to_string()

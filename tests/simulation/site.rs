@@ -33,7 +33,7 @@ const PLACES: [(&str, &[&str]); 4] = [
 ];
 
 /// Meters on a line that is well used.
-const FULL_LINE: usize = 24;
+pub const FULL_LINE: usize = 24;
 
 /// A meter by its bus and unit.
 type Place = (usize, usize);

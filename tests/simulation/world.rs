@@ -42,7 +42,7 @@ use tokio::{
 
 use super::{
     broker::{Acks, Mode, Reach, SimBroker},
-    site::Site,
+    site::{FULL_LINE, Site},
 };
 
 pub const BASE: &str = "metering/v1/riverside/gw-01";
@@ -501,7 +501,7 @@ impl World {
             for _ in 0..rng.usize(0..=most) {
                 let mut at = rng.u64(0..secs * 1000);
                 if rng.bool() {
-                    at = at / 60_000 * 60_000 + 60_000 - into_minute + rng.u64(0..12_000); // while slots are read
+                    at = at / 60_000 * 60_000 + 60_000 - into_minute + rng.u64(0..25_000); // while slots are read
                 }
                 plan.push((Duration::from_millis(at), event.clone()));
             }
@@ -511,7 +511,14 @@ impl World {
         if !self.recipe.clock_faults {
             some(2, &Event::Reload);
         }
-        // A line on which everybody is slow.
+        // A full line of meters that think long: it takes a good part of a minute.
+        if lines[0] >= FULL_LINE {
+            for meter in 0..lines[0] {
+                let slow = Fault::LateBy(Duration::from_millis(self.more.u64(150..290)));
+                plan.push((Duration::ZERO, Event::Meter(0, meter, Some(slow))));
+            }
+        }
+        // A line on which everybody is too slow.
         if self.more.u8(0..4) == 0 {
             let bus = self.more.usize(0..lines.len());
             for meter in 0..lines[bus] {
