@@ -8,6 +8,7 @@
 
 mod broker;
 mod checks;
+mod inline;
 mod site;
 mod slots;
 mod world;
