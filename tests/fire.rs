@@ -280,11 +280,19 @@ async fn an_index_that_hangs_does_not_keep_the_meters_waiting() {
     });
     assert!(gateway.path("data/index/db").exists());
     gateway.terminate();
-    let told = exported(&gateway).into_values().filter(|line| {
-        let line = String::from_utf8_lossy(line);
-        line.contains("ledger_incident") && line.contains("index")
-    });
-    assert!(told.count() >= 2, "both are on record");
+    let records: Vec<Value> =
+        exported(&gateway).into_values().filter_map(|line| serde_json::from_slice(&line).ok()).collect();
+    let told = records.iter().filter(|record| record["change"] == "ledger_incident");
+    let told: Vec<&str> = told.filter_map(|record| record["detail"].as_str()).collect();
+    assert!(
+        told.iter().filter(|detail| detail.contains("index")).count() >= 2,
+        "both are on record: {told:?}"
+    );
+    let raised = records.iter().filter(|record| record["type"] == "anomaly" && record["state"] == "raised");
+    let raised: Vec<&Value> = raised.filter(|record| record["rule"] == "store_incident").collect();
+    let evidence: Vec<&str> = raised.iter().filter_map(|one| one["evidence"]["detail"].as_str()).collect();
+    assert_eq!(evidence, told, "each is an anomaly as well");
+    assert!(raised.iter().all(|one| one["severity"] == "warning" && one["since"] == one["recorded_at"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     buses::{Buses, start_buses},
-    past::{LAST_RECORDS, configuration, incident_draft, record, tell_of_the_past},
+    past::{LAST_RECORDS, configuration, incident_drafts, record, tell_of_the_past},
 };
 use crate::{
     billing,
@@ -189,7 +189,7 @@ impl House {
         let incidents = self.telemetry.ledger.condition().incidents;
         let new = incidents.get(self.told..).unwrap_or_default();
         self.told = incidents.len();
-        new.iter().map(|incident| incident_draft(incident, &self.outside.clock)).collect()
+        new.iter().flat_map(|incident| incident_drafts(incident, &self.outside.clock)).collect()
     }
 
     fn illness(&mut self) -> Option<String> {

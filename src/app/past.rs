@@ -18,7 +18,7 @@ use super::buses::first_slot;
 use crate::{
     clock::Clock,
     config::Settings,
-    ledger::{Cursor, FileLedger, Pruned, SharedLedger},
+    ledger::{Cursor, FileLedger, Pruned, SharedLedger, chain::sha256_hex},
     model::{Draft, Slots, Utc, rfc3339},
     pipeline,
 };
@@ -36,7 +36,7 @@ pub(super) async fn tell_of_the_past(
     let mut drafts = Vec::new();
     for incident in incidents {
         tracing::error!(%incident, "the ledger was found damaged");
-        drafts.push(incident_draft(incident, clock));
+        drafts.extend(incident_drafts(incident, clock));
     }
     let now = clock.wall();
     let missed = settings.meters.iter().filter_map(|meter| {
@@ -55,10 +55,18 @@ pub(super) async fn tell_of_the_past(
     }
 }
 
-/// The record of something that went wrong in the ledger.
-pub(super) fn incident_draft(incident: &str, clock: &Arc<dyn Clock>) -> Draft {
-    let fields = Map::from_iter([("detail".to_owned(), Value::from(incident))]);
-    Draft::change("ledger_incident", fields, clock.wall(), clock.state())
+/// Something that went wrong in the ledger: what happened, and that somebody has to look into it.
+pub(super) fn incident_drafts(incident: &str, clock: &Arc<dyn Clock>) -> [Draft; 2] {
+    let (now, state) = (clock.wall(), clock.state());
+    let detail = Map::from_iter([("detail".to_owned(), Value::from(incident))]);
+    // The index is a cache, and was built again; still, a disk that ruined it may ruin more.
+    let severity = if incident.starts_with("index:") { "warning" } else { "critical" };
+    let id: String = "store-".chars().chain(sha256_hex(incident.as_bytes()).chars().take(16)).collect();
+    let evidence = Map::from_iter([("evidence".to_owned(), Value::Object(detail.clone()))]);
+    [
+        Draft::change("ledger_incident", detail, now, state),
+        Draft::raised((id, "store_incident", severity), evidence, now, state),
+    ]
 }
 
 /// Removes whole segments that are older than `before` and that nobody needs any more, and says so.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{MeterId, Reading, Utc};
+use super::{MeterId, Reading, Utc, rfc3339};
 
 /// Position in the ledger: from 1, without gaps, for the life of the ledger id.
 pub type Seq = u64;
@@ -19,6 +19,8 @@ pub enum RecordType {
     Reading,
     /// Something about the site or the gateway changed.
     Change,
+    /// A condition that somebody has to look into.
+    Anomaly,
     /// What a local day came to, signed.
     Manifest,
 }
@@ -74,5 +76,21 @@ impl Draft {
     pub fn change(what: &str, mut fields: Map<String, Value>, recorded_at: Utc, clock: ClockState) -> Draft {
         fields.insert("change".into(), what.into());
         Draft { kind: RecordType::Change, recorded_at, clock, fields, key: None }
+    }
+
+    /// An `anomaly` record that raises one. The same condition has the same `id` each time; without a meter or a bus in
+    /// `fields` it is the gateway's own.
+    pub fn raised(
+        (id, rule, severity): (String, &str, &str),
+        mut fields: Map<String, Value>,
+        recorded_at: Utc,
+        clock: ClockState,
+    ) -> Draft {
+        fields.insert("anomaly".into(), id.into());
+        fields.insert("rule".into(), rule.into());
+        fields.insert("severity".into(), severity.into());
+        fields.insert("state".into(), "raised".into());
+        fields.insert("since".into(), rfc3339(recorded_at).into());
+        Draft { kind: RecordType::Anomaly, recorded_at, clock, fields, key: None }
     }
 }
