@@ -3,7 +3,9 @@
 //! Order: the next key is on the disk, then the record, then the exchange of the files. A crash between any two is
 //! settled at the next start by what the chain says.
 
-use std::{io::ErrorKind, path::Path};
+use std::{io::ErrorKind, path::Path, time::Duration};
+
+use tokio::time::timeout;
 
 use super::{history::History, signing::sign};
 use crate::{
@@ -11,6 +13,9 @@ use crate::{
     ledger::{LedgerError, SharedLedger},
     model::{Asker, ClockState, Draft, Utc},
 };
+
+/// How long a manifest that is being recorded is waited for. On a full disk it takes until there is room.
+const SIGNING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why there is no new key.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +28,11 @@ pub enum RotateError {
     /// The key files.
     #[error("key files in the data directory: {0}")]
     Files(#[from] std::io::Error),
+    /// A manifest is being signed, and cannot be stored.
+    #[error(
+        "a manifest is waiting to be recorded, and is signed by the key in force\n  hint: `meter-gateway status` says why the store does not take it"
+    )]
+    Busy,
     /// The record.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -39,7 +49,7 @@ pub async fn rotate(
     if let Some(path) = identity.credential() {
         return Err(RotateError::Credential(path.display().to_string()));
     }
-    let _signing = identity.signing.lock().await;
+    let _signing = timeout(SIGNING_PATIENCE, identity.signing.lock()).await.map_err(|_| RotateError::Busy)?;
     settle(identity, ledger, data_dir)?;
     let old = identity.signer();
     let new = identity.make_next(data_dir)?.public_key();

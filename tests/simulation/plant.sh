@@ -2,6 +2,7 @@
 # Shows that the simulation can find bugs: plants each of tests/simulation/bugs/*.patch into a copy of the committed
 # sources and runs up to 100 seeds (or those that its line "Seeds: " names), of which one must fail. Takes some twenty
 # minutes; needs nothing but git and cargo.
+#   tests/simulation/plant.sh [NAME...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 copy=target/planted/source
@@ -10,8 +11,12 @@ rm -rf "$copy"
 mkdir -p target/planted
 git clone -q . "$copy"
 missed=0
-for patch in "$PWD"/tests/simulation/bugs/*.patch; do
-  name=$(basename "$patch" .patch)
+names=("$@")
+if [ $# -eq 0 ]; then
+  for patch in tests/simulation/bugs/*.patch; do names+=("$(basename "$patch" .patch)"); done
+fi
+for name in "${names[@]}"; do
+  patch="$PWD/tests/simulation/bugs/$name.patch"
   git -C "$copy" checkout -q .
   git -C "$copy" apply "$patch"
   log="target/planted/$name.log"
