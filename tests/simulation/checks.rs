@@ -122,7 +122,16 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
     let times = world.house_times.lock().unwrap_or_else(PoisonError::into_inner);
     // The house's time just before and just after.
     let around = |step: &Utc| [times.range(..=*step).next_back(), times.range(*step..).next()];
-    let steps: Vec<Utc> = world.steps.iter().flat_map(around).flatten().map(|(_, house)| *house).collect();
+    let mut steps: Vec<Utc> =
+        world.steps.iter().flat_map(around).flatten().map(|(_, house)| *house).collect();
+    // A step that nobody vouches for is followed a while after it was made.
+    let followed = records.iter().filter(|record| record["followed"] == true);
+    steps.extend(
+        followed
+            .flat_map(|record| ["from", "to"].map(|name| record[name].as_str()))
+            .flatten()
+            .filter_map(|at| at.parse::<Utc>().ok()),
+    );
     let mut shown: BTreeMap<MeterId, BTreeMap<Utc, Vec<Shown>>> = BTreeMap::new();
     for (bus, line) in world.all.buses.iter().zip(by_bus(world)) {
         for meter in line.meters().lock().unwrap().iter() {
