@@ -90,6 +90,8 @@ pub struct World {
     settings: Arc<Settings>,
     /// Every meter that is on a line.
     pub all: Arc<Settings>,
+    /// What was stored after a while of peace: all of it must reach billing in this life.
+    pub owed: Option<Seq>,
     /// The configuration was edited while nobody was at work.
     edited: bool,
     /// What was configured from when on, in the house's time.
@@ -182,6 +184,7 @@ impl World {
             truth,
             story: Vec::new(),
             lines,
+            owed: None,
             edited: false,
             site,
             all: Arc::clone(&settings),
@@ -319,7 +322,6 @@ impl World {
         let begun = Instant::now();
         let mut plan = plan.iter().peekable();
         let over = begun + length;
-        let mut target = None;
         loop {
             let now = Instant::now();
             let next = plan.peek().map_or(over, |(at, _)| begun + *at).min(over);
@@ -335,7 +337,7 @@ impl World {
             }
             if end.is_none() && now > begun + LAST_LIFE {
                 self.broker.pass_on();
-                let target = *target.get_or_insert_with(|| files.head().borrow().seq);
+                let target = *self.owed.get_or_insert_with(|| files.head().borrow().seq);
                 if self.broker.billing(|billing| billing.last) >= target {
                     break;
                 }
