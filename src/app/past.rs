@@ -3,13 +3,7 @@
 //!
 //! Decides nothing about readings; each is one `change` record.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::time::timeout;
@@ -18,7 +12,9 @@ use super::buses::first_slot;
 use crate::{
     clock::Clock,
     config::Settings,
-    ledger::{Cursor, FileLedger, Pruned, SharedLedger, chain::sha256_hex},
+    ledger::{
+        Cursor, FileLedger, LedgerError, Pruned, SharedLedger, chain::sha256_hex, disk::RealDisk, replace,
+    },
     model::{Draft, Slots, Utc, rfc3339},
     pipeline,
 };
@@ -118,8 +114,8 @@ const NOTE: &str = "to-be-recorded.json";
 const CONFIGURATION: &str = "configuration.hash";
 
 /// Leaves the fields of a `user_action` for the next start to put on record.
-pub fn leave_note(dir: &Path, fields: &Map<String, Value>) -> io::Result<()> {
-    write(dir, NOTE, &serde_json::to_vec(fields)?)
+pub fn leave_note(dir: &Path, fields: &Map<String, Value>) -> Result<(), LedgerError> {
+    replace(&RealDisk, dir, NOTE, Value::from(fields.clone()).to_string().as_bytes())
 }
 
 /// Puts on record what happened to the configuration and to the data while no daemon ran.
@@ -158,16 +154,7 @@ pub(super) fn configuration(before: Option<&str>, after: &str) -> Map<String, Va
 
 /// Notes which configuration is on record. Where that fails, the next start tells of it once more.
 pub(super) fn note_configuration(dir: &Path, hash: &str) {
-    if let Err(error) = write(dir, CONFIGURATION, hash.as_bytes()) {
+    if let Err(error) = replace(&RealDisk, dir, CONFIGURATION, hash.as_bytes()) {
         tracing::warn!(%error, "the configuration in force could not be noted");
     }
-}
-
-fn write(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let part = dir.join(format!("{name}.part"));
-    let mut file = File::create(&part)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&part, dir.join(name))?;
-    File::open(dir)?.sync_all()
 }

@@ -25,6 +25,7 @@ mod tests;
 mod writer;
 
 pub use condition::{Condition, MirrorState, Refusal};
+pub use files::replace;
 pub use memory::MemoryLedger;
 pub use meta::Pruned;
 pub use mirror::Options as MirrorOptions;
