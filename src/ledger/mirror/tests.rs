@@ -73,6 +73,14 @@ fn up_to_date(ledger: &FileLedger) -> MirrorState {
     until(ledger, "up to date", |state| state.fault.is_none() && state.lag == 0)
 }
 
+/// Opens the ledger, adds so many records, waits until the copy has everything, and closes it.
+fn grow(place: &Place, records: i64) {
+    let ledger = open(&place.data, &place.copy);
+    fill(&*ledger, records);
+    up_to_date(&ledger);
+    ledger.close();
+}
+
 fn away(ledger: &FileLedger, said: &str) {
     until(ledger, said, |state| state.fault.as_ref().is_some_and(|fault| fault.reason.contains(said)));
 }
@@ -246,11 +254,7 @@ fn power_that_goes_in_the_middle_of_a_copy_leaves_one_that_is_gone_on_with() {
 #[test]
 fn a_copy_that_rots_is_found_at_the_next_start_and_mended() {
     let place = place();
-    let ledger = open(&place.data, &place.copy);
-    fill(&*ledger, 40);
-    up_to_date(&ledger);
-    ledger.close();
-    drop(ledger);
+    grow(&place, 40);
     let whole = files(&place.copy);
     let (rotten, torn) = (segment(&place.copy, 1), segment(&place.copy, 3));
     let mut bytes = fs::read(&rotten).unwrap();
@@ -260,20 +264,14 @@ fn a_copy_that_rots_is_found_at_the_next_start_and_mended() {
     fs::write(&torn, &bytes[..bytes.len() / 2]).unwrap();
     fs::remove_file(segment(&place.copy, 2)).unwrap();
     fs::write(place.copy.join("ledger/00000000000000000001.part"), "half").unwrap();
-    let ledger = open(&place.data, &place.copy);
-    up_to_date(&ledger);
-    ledger.close();
+    grow(&place, 0);
     assert_eq!(files(&place.copy), whole);
 }
 
 #[test]
 fn what_is_damaged_in_the_ledger_alone_stays_whole_in_the_copy() {
     let place = place();
-    let ledger = open(&place.data, &place.copy);
-    fill(&*ledger, 40);
-    up_to_date(&ledger);
-    ledger.close();
-    drop(ledger);
+    grow(&place, 40);
     let whole = files(&place.copy);
     let rotten = segment(&place.data, 1);
     let mut bytes = fs::read(&rotten).unwrap();
@@ -281,9 +279,7 @@ fn what_is_damaged_in_the_ledger_alone_stays_whole_in_the_copy() {
     let end = bytes.len() - 20;
     bytes[end] ^= 1;
     fs::write(&rotten, bytes).unwrap();
-    let ledger = open(&place.data, &place.copy);
-    up_to_date(&ledger);
-    ledger.close();
+    grow(&place, 0);
     assert_eq!(files(&place.copy), whole);
 }
 
@@ -312,11 +308,7 @@ fn records_that_only_the_copy_has_are_not_touched() {
     drop(ledger);
     let older = place.data.join("older");
     backup(&place.data, &older, None, &mut |_, _| ()).unwrap();
-    let ledger = open(&place.data, &place.copy);
-    fill(&*ledger, 10);
-    up_to_date(&ledger);
-    ledger.close();
-    drop(ledger);
+    grow(&place, 10);
     let before = files(&place.copy);
     let back = place.copy.join("back");
     restore(&older, &back, Some(10), (at(0), ClockState::Synced), &mut |_, _| ()).unwrap();
@@ -330,11 +322,7 @@ fn records_that_only_the_copy_has_are_not_touched() {
 #[test]
 fn a_ledger_that_was_replaced_keeps_its_copy_and_the_new_one_gets_its_own() {
     let place = place();
-    let ledger = open(&place.data, &place.copy);
-    fill(&*ledger, 20);
-    up_to_date(&ledger);
-    ledger.close();
-    drop(ledger);
+    grow(&place, 20);
     let before = files(&place.copy);
     fs::remove_file(place.data.join("ledger/ledger.json")).unwrap();
     for records in [11, 21] {
