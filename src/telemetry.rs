@@ -12,7 +12,7 @@ use crate::{
     config::Settings,
     identity::Identity,
     ledger::{Cursor, SharedLedger},
-    model::{BusId, Utc, rfc3339},
+    model::{BusId, Utc, Warning, rfc3339},
     publish::PublisherState,
 };
 
@@ -91,6 +91,8 @@ pub struct Telemetry {
     pub buses: Mutex<Vec<(BusId, Arc<Mutex<BusHealth>>)>>,
     /// What the publisher says of itself.
     pub publisher: watch::Receiver<PublisherState>,
+    /// What the daemon itself found not to be well.
+    pub warnings: Mutex<Vec<Warning>>,
 }
 
 impl Telemetry {
@@ -102,6 +104,20 @@ impl Telemetry {
     /// Health of each bus, as it is now.
     pub fn bus_health(&self) -> Vec<(BusId, BusHealth)> {
         lock(&self.buses).iter().map(|(id, health)| (id.clone(), lock(health).clone())).collect()
+    }
+
+    /// Begins or changes (`Some`), or ends (`None`) the warning of this code.
+    pub fn warn(&self, code: &'static str, text: Option<String>) {
+        let mut warnings = lock(&self.warnings);
+        warnings.retain(|warning| warning.code != code);
+        warnings.extend(text.map(|text| Warning { code, text }));
+    }
+
+    /// Everything that is not well: the daemon's own, then the publisher's.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = lock(&self.warnings).clone();
+        warnings.extend_from_slice(&self.publisher.borrow().warnings);
+        warnings
     }
 
     /// At a glance: buses, meters, publisher, store, clock.
@@ -154,6 +170,7 @@ impl Telemetry {
                 "incidents": condition.incidents,
             },
             "mirror": mirror,
+            "warnings": self.warnings(),
             "publisher": {
                 "connected": publisher.connected,
                 "session": publisher.session,

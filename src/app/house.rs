@@ -106,6 +106,7 @@ impl House {
             settings: Mutex::new(Arc::clone(&settings)),
             buses: Mutex::new(Vec::new()),
             publisher: publisher_seen,
+            warnings: Mutex::new(Vec::new()),
         });
         let (readings, queue) = mpsc::channel(READINGS_QUEUE);
         let writer = tokio::spawn(pipeline::write(queue, ledger, clock));

@@ -360,5 +360,8 @@ pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode>
         }
     }
     println!("{table}");
+    for warning in status.get("warnings").and_then(Value::as_array).into_iter().flatten() {
+        println!("warning    {}", warning.get("text").and_then(Value::as_str).unwrap_or_default());
+    }
     Ok(ExitCode::SUCCESS)
 }

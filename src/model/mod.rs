@@ -9,6 +9,7 @@ mod reading;
 mod record;
 mod slots;
 mod time;
+mod warning;
 
 pub use asker::{Asker, User, Via, path_word};
 pub use ids::{BusId, IdError, MeterId, PointName};
@@ -17,3 +18,4 @@ pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
 pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq};
 pub use slots::{SlotError, Slots};
 pub use time::{Utc, rfc3339, stepped};
+pub use warning::Warning;

@@ -180,6 +180,7 @@ impl Driver {
             awaiting_receipt_since: late,
             replays_waiting: self.session.replays_waiting(),
             ignored_receipts: self.session.ignored_receipts(),
+            warnings: Vec::new(),
             last_turn: Some(now),
         };
         self.state.send_if_modified(|state| {

@@ -15,7 +15,7 @@ use super::super::{
 use crate::{
     config::Mqtt,
     ledger::SharedLedger,
-    model::{MeterId, Seq},
+    model::{MeterId, Seq, Warning},
 };
 
 /// What is said of each configured meter. A meter that is not in it is removed at the broker, so the first value must be
@@ -86,6 +86,8 @@ pub struct PublisherState {
     pub replays_waiting: usize,
     /// Receipts that cannot be read, for another ledger or for records that were never sent.
     pub ignored_receipts: u64,
+    /// What else is not well with the broker, its users or billing; in a fixed order.
+    pub warnings: Vec<Warning>,
     /// When the loop last turned; it does so every ten seconds at least. A change of this alone wakes nobody.
     pub last_turn: Option<std::time::Instant>,
 }
