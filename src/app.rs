@@ -59,6 +59,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
     let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
+    log_warnings(&settings);
     systemd::status("opening the ledger");
     // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.
     let started = tokio::select! {
@@ -97,6 +98,13 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     systemd::stopping();
     daemon.stop().await;
     Ok(())
+}
+
+/// Once for each configuration that is read.
+fn log_warnings(settings: &Settings) {
+    for warning in &settings.warnings {
+        tracing::warn!("configuration: {}", warning.to_string().replace("\n  ", "; "));
+    }
 }
 
 /// Never, when the owner has gone without a word.
@@ -215,6 +223,7 @@ impl Daemon {
                 return Err(Refused);
             }
         };
+        log_warnings(&settings);
         let old = self.house.telemetry().settings();
         let fixed = |settings: &Settings| {
             let gateway = &settings.gateway;

@@ -440,7 +440,10 @@ fn a_serial_server_has_one_master_and_a_known_speed_only_when_told() {
         format!("[[bus]]\nid = \"{id}\"\nkind = \"tcp\"\naddress = \"10.0.0.5:502\"\n{more}\n")
     };
     let shared = load(&format!("{VALID}{}", bus("second", ""))).unwrap();
-    assert_eq!(shared.buses.len(), 3, "a Modbus TCP peer takes several connections");
+    assert_eq!(shared.buses.len(), 3, "a Modbus TCP peer may take several connections");
+    let [warning] = shared.warnings.as_slice() else { panic!("{:?}", shared.warnings) };
+    assert_eq!(warning.place, "bus[3] (second).address");
+    assert!(warning.message.contains("bus[2] (plant)"), "{warning}");
     let found = faults(&format!("{VALID}{}", bus("second", "framing = \"serial\"")));
     assert_eq!((found.len(), found[0].place.as_str()), (1, "bus[3] (second).address"));
     let other = |more| bus("other", more).replace("10.0.0.5:502", "10.0.0.6:4001");

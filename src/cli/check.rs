@@ -1,4 +1,4 @@
-//! `check`: every fault of a configuration, and the poll plan of each bus.
+//! `check`: every fault and warning of a configuration, and the poll plan of each bus.
 
 use std::{path::Path, process::ExitCode};
 
@@ -10,20 +10,24 @@ use crate::config::{
 };
 
 pub fn run(path: &Path, as_json: bool) -> ExitCode {
-    match config::load(path, config::environment()) {
+    let checked = config::check(path, config::environment());
+    let warnings = checked.warnings;
+    match checked.settings {
         Ok(settings) => {
             let plan = predict(&settings);
             if as_json {
-                println!("{}", json!({"ok": true, "faults": [], "plan": plan}));
+                println!("{}", json!({"ok": true, "faults": [], "warnings": warnings, "plan": plan}));
             } else {
                 show(path, &settings, &plan);
+                super::print_warnings(&warnings);
             }
             ExitCode::SUCCESS
         }
         Err(faults) => {
             if as_json {
-                println!("{}", json!({"ok": false, "faults": faults}));
+                println!("{}", json!({"ok": false, "faults": faults, "warnings": warnings}));
             } else {
+                super::print_warnings(&warnings);
                 super::print_faults(&faults);
             }
             ExitCode::from(super::CONFIGURATION)

@@ -83,7 +83,7 @@ enum LogChoice {
 enum Command {
     /// The daemon: poll, validate, store, publish, until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Run,
-    /// Read the whole configuration without touching hardware, report every fault, print the poll plan
+    /// Read the whole configuration without touching hardware, report every fault and warning, print the poll plan
     Check {
         /// For programs
         #[arg(long)]
@@ -261,6 +261,12 @@ fn print_faults(faults: &[Fault]) {
         eprintln!("{fault}");
     }
     eprintln!("{} fault(s) found", faults.len());
+}
+
+fn print_warnings(warnings: &[Fault]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// An error that is an answer: exit code 1.

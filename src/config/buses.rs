@@ -178,7 +178,13 @@ fn unique_lines(found: &[Found]) {
                     Some((first, first_one_master)) if one_master || *first_one_master => {
                         shared(&bus.section, "address", address, first);
                     }
-                    Some(_) => {}
+                    Some((first, _)) => bus.section.warn(
+                        "address",
+                        format!(
+                            "{address} is the address of {first} too: many converters take one connection"
+                        ),
+                        Some("put the meters behind one address on one bus".into()),
+                    ),
                     None => {
                         addresses.insert(address, (here, one_master));
                     }

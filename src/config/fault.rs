@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-/// One mistake.
+/// One mistake, or (as a warning) one thing that may be meant so and is worth a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
     /// The file it is in, or `environment`.
@@ -32,17 +32,18 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The faults found so far, and which keys the environment has replaced.
+/// The faults and warnings found so far, and which keys the environment has replaced.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     faults: RefCell<Vec<Fault>>,
+    warnings: RefCell<Vec<Fault>>,
     overrides: BTreeMap<String, String>,
 }
 
 impl Findings {
     /// Begins with these overrides (key path → name of the variable that set it) and faults.
     pub(super) fn new(overrides: BTreeMap<String, String>, faults: Vec<Fault>) -> Findings {
-        Findings { faults: RefCell::new(faults), overrides }
+        Findings { faults: RefCell::new(faults), warnings: RefCell::default(), overrides }
     }
 
     /// The variable that set this key, if one did.
@@ -58,8 +59,13 @@ impl Findings {
         self.faults.borrow_mut().extend(faults);
     }
 
-    pub(super) fn into_faults(self) -> Vec<Fault> {
-        self.faults.into_inner()
+    pub(super) fn warn(&self, warning: Fault) {
+        self.warnings.borrow_mut().push(warning);
+    }
+
+    /// Faults and warnings.
+    pub(super) fn into_parts(self) -> (Vec<Fault>, Vec<Fault>) {
+        (self.faults.into_inner(), self.warnings.into_inner())
     }
 }
 

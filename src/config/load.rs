@@ -69,28 +69,57 @@ impl Shelf for FileSystem {
     }
 }
 
+/// What a configuration comes to.
+#[derive(Debug)]
+pub struct Checked {
+    /// The settings where it is faultless, poll plan included; else every fault.
+    pub settings: Result<Settings, Vec<Fault>>,
+    /// What is allowed and worth a look, whether it is faultless or not.
+    pub warnings: Vec<Fault>,
+}
+
+impl Checked {
+    fn faulty(faults: Vec<Fault>) -> Checked {
+        Checked { settings: Err(faults), warnings: Vec::new() }
+    }
+}
+
 /// Reads a whole configuration without touching hardware or network. Either it is faultless, poll plan
 /// included, or every fault is returned.
 pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Settings, Vec<Fault>> {
-    load_from(&FileSystem, path, env)
+    check(path, env).settings
 }
 
-/// The same with the texts from elsewhere. What holds a secret (`password_file`, `ca_file`, …) is still looked at where
+/// The same, with the warnings of a faulty configuration too.
+pub fn check(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Checked {
+    check_from(&FileSystem, path, env)
+}
+
+/// [`load`] with the texts from elsewhere. What holds a secret (`password_file`, `ca_file`, …) is still looked at where
 /// it lies.
 pub fn load_from(
     shelf: &dyn Shelf,
     path: &Path,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Settings, Vec<Fault>> {
+    check_from(shelf, path, env).settings
+}
+
+fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Checked {
     let mut files = Files { shelf, paths: Vec::new(), contents: Vec::new() };
     let file = path.display().to_string();
-    let Some(text) = files.read(path).map_err(|error| vec![unreadable(&file, &error)])? else {
-        return Err(vec![not_text(&file)]);
+    let text = match files.read(path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Checked::faulty(vec![not_text(&file)]),
+        Err(error) => return Checked::faulty(vec![unreadable(&file, &error)]),
     };
     let env: Vec<(String, String)> = env.into_iter().collect();
     let credentials =
         env.iter().find(|(name, _)| name == CREDENTIALS_DIRECTORY).map(|(_, dir)| PathBuf::from(dir));
-    let merged = source::merge(&text, &file, env).map_err(|fault| vec![fault])?;
+    let merged = match source::merge(&text, &file, env) {
+        Ok(merged) => merged,
+        Err(fault) => return Checked::faulty(vec![fault]),
+    };
     let findings = Findings::new(merged.overrides, merged.faults);
 
     let base = path.parent().unwrap_or(Path::new(""));
@@ -126,12 +155,25 @@ pub fn load_from(
     poll_plan::overloads(&plan, &buses, &place_of, &findings);
     drop(found_buses);
 
-    let faults = findings.into_faults();
+    let (faults, warnings) = findings.into_parts();
     if !faults.is_empty() {
-        return Err(faults);
+        return Checked { settings: Err(faults), warnings };
     }
     let (hash, files) = files.finish();
-    Ok(Settings { site, gateway, reading, mqtt, console, billing, buses, meters, hash, files })
+    let settings = Settings {
+        site,
+        gateway,
+        reading,
+        mqtt,
+        console,
+        billing,
+        buses,
+        meters,
+        warnings: warnings.clone(),
+        hash,
+        files,
+    };
+    Checked { settings: Ok(settings), warnings }
 }
 
 /// Every file that was read, and the hash over them.

@@ -100,7 +100,7 @@ mod tests {
     fn read(text: &str) -> (Sheet, Vec<Fault>) {
         let findings = Findings::default();
         let sheet = sheet(text, "m.csv", &["id", "bus", "room"], &["id", "bus"], &findings);
-        (sheet, findings.into_faults())
+        (sheet, findings.into_parts().0)
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub use fault::Fault;
-pub use load::{Shelf, environment, load, load_from};
+pub use load::{Checked, Shelf, check, environment, load, load_from};
 
 /// A whole, faultless configuration.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct Settings {
     pub buses: Vec<Bus>,
     /// Meters, in the order of the file and then of the meters file.
     pub meters: Vec<Meter>,
+    /// What is allowed and worth a look.
+    pub warnings: Vec<Fault>,
     /// SHA-256 over the files that were read, lower-case hex.
     pub hash: String,
     /// Every file that was read, the main one first.

@@ -109,6 +109,12 @@ impl<'a> Section<'a> {
         self.findings.add(Fault { file, place, message: message.into(), hint });
     }
 
+    /// Notes at a key what may be meant so and is worth a look.
+    pub(super) fn warn(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
+        let (file, place) = self.place(key);
+        self.findings.warn(Fault { file, place, message: message.into(), hint });
+    }
+
     /// File and place of a key, as they stand in a fault.
     pub(super) fn place(&self, key: &str) -> (String, String) {
         if let Some(variable) = self.variable(key) {
