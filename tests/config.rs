@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of a test are a test too
 
+#[path = "config/same_device.rs"]
+mod same_device;
+
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
 use meter_gateway::{

@@ -3,11 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::{Bus, Link, section::Section, site::is_host_and_port};
+use super::{
+    Bus, Link,
+    endpoint::{Host, Hosts, host_and_port},
+    section::Section,
+};
 use crate::{
     model::BusId,
     protocol::{Parity, Wire},
@@ -30,12 +35,17 @@ const BAUD: std::ops::RangeInclusive<i64> = 300..=921_600;
 /// What most meters leave the factory with.
 const DEFAULT_BAUD: u32 = 9600;
 
+/// Symbolic links from a name under `/dev` to its device: udev makes one, the kernel follows 40.
+const MAX_LINKS: usize = 40;
+
 /// A bus as far as it could be understood.
 pub(super) struct Found<'a> {
     pub section: Section<'a>,
     pub id: Option<BusId>,
     pub link: Option<Link>,
     pub bus: Option<Bus>,
+    /// Position of the first bus on the same line, its own if there is none before it.
+    pub line: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -51,11 +61,11 @@ enum Framing {
 }
 
 /// Every `[[bus]]`, faulty ones included, so that what refers to them can be checked.
-pub(super) fn buses<'a>(root: &Section<'a>, base: &Path) -> Vec<Found<'a>> {
-    let found: Vec<Found> =
+pub(super) fn buses<'a>(root: &Section<'a>, base: &Path, hosts: &Hosts) -> Vec<Found<'a>> {
+    let mut found: Vec<Found> =
         root.list("bus", &KEYS).into_iter().map(|section| understand(section, base)).collect();
     unique_ids(&found);
-    unique_lines(&found);
+    same_lines(&mut found, hosts);
     found
 }
 
@@ -75,7 +85,7 @@ fn understand<'a>(section: Section<'a>, base: &Path) -> Found<'a> {
     };
     let timeout = timeout.unwrap_or_else(|| u64_ms(default_timeout));
     let bus = id.clone().zip(link.clone()).map(|(id, link)| Bus { id, link, timeout, retries });
-    Found { section, id, link, bus }
+    Found { section, id, link, bus, line: 0 }
 }
 
 fn u64_ms(ms: u32) -> Duration {
@@ -122,12 +132,8 @@ fn tcp(section: &Section, framing: Framing, wire: Wire) -> Option<Link> {
         }
     }
     let address = section.text("address")?;
-    if !is_host_and_port(address) {
-        section.fault(
-            "address",
-            format!("{address:?} is not host:port"),
-            Some("e.g. address = \"10.0.0.5:502\"".into()),
-        );
+    if let Err((message, hint)) = host_and_port(address) {
+        section.fault("address", message, Some(hint));
         return None;
     }
     let address = address.to_owned();
@@ -156,49 +162,92 @@ fn unique_ids(found: &[Found]) {
     }
 }
 
-/// A serial line has one master, and so has a transparent serial server; a Modbus TCP peer takes several.
-fn unique_lines(found: &[Found]) {
-    let mut devices: BTreeMap<PathBuf, String> = BTreeMap::new();
-    let mut addresses: BTreeMap<&str, (String, bool)> = BTreeMap::new();
-    for bus in found {
-        let here = bus.section.whereabouts();
-        match &bus.link {
-            Some(Link::Serial { device, .. }) => {
-                // Two names of one adapter (by-id and ttyUSB0) meet here, if it is plugged in.
-                let line = fs::canonicalize(device).unwrap_or_else(|_| device.clone());
-                if let Some(first) = devices.get(&line) {
-                    shared(&bus.section, "device", &line.display().to_string(), first);
-                } else {
-                    devices.insert(line, here);
-                }
-            }
-            Some(Link::Tcp { address } | Link::SerialOverTcp { address, .. }) => {
-                let one_master = matches!(&bus.link, Some(Link::SerialOverTcp { .. }));
-                match addresses.get(address.as_str()) {
-                    Some((first, first_one_master)) if one_master || *first_one_master => {
-                        shared(&bus.section, "address", address, first);
-                    }
-                    Some((first, _)) => bus.section.warn(
-                        "address",
-                        format!(
-                            "{address} is the address of {first} too: many converters take one connection"
-                        ),
-                        Some("put the meters behind one address on one bus".into()),
-                    ),
-                    None => {
-                        addresses.insert(address, (here, one_master));
-                    }
-                }
-            }
-            None => {}
+/// What two spellings of one line have in common.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum LineKey {
+    /// The number of a device that is there.
+    Device(u64),
+    /// The path of one that is not.
+    Path(PathBuf),
+    Peer(Host, u16),
+}
+
+/// Finds lines that stand there twice. A serial line has one master, and so has a transparent serial server; a Modbus
+/// TCP peer may take several, which is worth a warning.
+fn same_lines(found: &mut [Found], hosts: &Hosts) {
+    let mut first_with: BTreeMap<LineKey, usize> = BTreeMap::new();
+    for at in 0..found.len() {
+        let Some(bus) = found.get(at) else { break };
+        let keys = bus.link.as_ref().map(|link| line_keys(link, hosts)).unwrap_or_default();
+        let line = keys.iter().find_map(|key| first_with.get(key)).copied().unwrap_or(at);
+        for key in keys {
+            first_with.entry(key).or_insert(line);
+        }
+        if let Some(first) = found.get(line).filter(|_| line < at) {
+            shared(bus, first);
+        }
+        if let Some(bus) = found.get_mut(at) {
+            bus.line = line;
         }
     }
 }
 
-fn shared(section: &Section, key: &str, line: &str, first: &str) {
-    section.fault(
-        key,
-        format!("{line} is already the line of {first}: two masters would disturb each other"),
-        Some("put the meters of one line on one bus".into()),
-    );
+fn line_keys(link: &Link, hosts: &Hosts) -> Vec<LineKey> {
+    match link {
+        // Two names of one adapter (by-id and ttyUSB0) have one number, if it is plugged in.
+        Link::Serial { device, .. } => match fs::metadata(device) {
+            Ok(about) if about.file_type().is_char_device() => vec![LineKey::Device(about.rdev())],
+            _ => vec![LineKey::Path(followed(device))],
+        },
+        Link::Tcp { address } | Link::SerialOverTcp { address, .. } => match host_and_port(address) {
+            Ok((host, port)) => {
+                hosts.known_as(host).into_iter().map(|host| LineKey::Peer(host, port)).collect()
+            }
+            Err(_) => Vec::new(),
+        },
+    }
+}
+
+/// Where a path leads, as far as it does: what it names in the end need not be there.
+fn followed(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        match fs::read_link(&path) {
+            Ok(target) => path = parent.join(target),
+            Err(_) => break,
+        }
+    }
+    let there = path.parent().zip(path.file_name());
+    there.and_then(|(parent, name)| Some(parent.canonicalize().ok()?.join(name))).unwrap_or(path)
+}
+
+fn shared(bus: &Found, first: &Found) {
+    let name_of = |bus: &Found| match &bus.link {
+        Some(Link::Serial { device, .. }) => ("device", device.display().to_string()),
+        Some(Link::Tcp { address } | Link::SerialOverTcp { address, .. }) => ("address", address.clone()),
+        None => ("id", String::new()),
+    };
+    let (key, name) = name_of(bus);
+    let (_, before) = name_of(first);
+    let place = first.section.whereabouts();
+    let same = if name == before {
+        format!("{name} is the {key} of {place} too")
+    } else {
+        format!("{name} is the {key} {before} of {place} by another name")
+    };
+    let several = |bus: &Found| matches!(bus.link, Some(Link::Tcp { .. }));
+    if several(bus) && several(first) {
+        bus.section.warn(
+            key,
+            format!("{same}: many converters take one connection"),
+            Some("put the meters behind one address on one bus".into()),
+        );
+    } else {
+        bus.section.fault(
+            key,
+            format!("{same}: two masters would disturb each other"),
+            Some("put the meters of one line on one bus".into()),
+        );
+    }
 }

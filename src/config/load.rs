@@ -12,6 +12,7 @@ use ring::digest;
 
 use super::{
     Bus, Fault, Settings, buses,
+    endpoint::Hosts,
     fault::Findings,
     meters,
     meters_file::{self, Sheet},
@@ -38,6 +39,8 @@ const ROOT_KEYS: [&str; 10] = [
 ];
 /// Of the files in `profiles_dir` that are profiles.
 const PROFILE_EXTENSION: &str = "toml";
+/// Names of addresses that are known without asking the network (hosts(5)).
+const HOSTS: &str = "/etc/hosts";
 /// Where systemd puts the credentials of a service (systemd.exec(5), "CREDENTIALS").
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
@@ -131,7 +134,8 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
     let billing = site::billing(&root);
     let console = site::console(&root);
     let (profiles, broken_profiles) = profiles(&root, base, &mut files, &findings);
-    let found_buses = buses::buses(&root, base);
+    let hosts = shelf.read(Path::new(HOSTS)).unwrap_or_default();
+    let found_buses = buses::buses(&root, base, &Hosts::parse(&String::from_utf8_lossy(&hosts)));
 
     let mut sections = root.list("meter", &meters::KEYS);
     let (sheet_file, sheet) = sheet(&root, base, &mut files, &findings);

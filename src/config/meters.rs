@@ -51,22 +51,23 @@ pub(super) struct Context<'a> {
 struct Found<'a> {
     section: Section<'a>,
     id: Option<MeterId>,
-    bus: Option<BusId>,
+    bus: Option<&'a buses::Found<'a>>,
     unit: Option<u8>,
     parent: Option<MeterId>,
     meter: Option<Meter>,
 }
 
 /// The meters that are whole; every fault of theirs is noted.
-pub(super) fn meters(sections: Vec<Section>, context: &Context) -> Vec<Meter> {
+pub(super) fn meters<'a>(sections: Vec<Section<'a>>, context: &Context<'a>) -> Vec<Meter> {
     let found: Vec<Found> = sections.into_iter().map(|section| understand(section, context)).collect();
     unique_ids(&found);
     unique_addresses(&found);
+    same_serials(&found);
     parents(&found);
     found.into_iter().filter_map(|found| found.meter).collect()
 }
 
-fn understand<'a>(section: Section<'a>, context: &Context) -> Found<'a> {
+fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
     for (key, hint) in NEEDED.into_iter().zip([
         "a name that stays when the device is exchanged, e.g. E-0101",
         "the id of the [[bus]] that it is on",
@@ -98,8 +99,7 @@ fn understand<'a>(section: Section<'a>, context: &Context) -> Found<'a> {
     let retries = section.integer("retries", buses::RETRIES, "");
     let max_per_hour = section.decimal("max_per_hour");
     let off_schedule_secs = section.integer("off_schedule_secs", OFF_SCHEDULE_SECS, " seconds");
-    let bus = bus.and_then(|bus| bus.id.clone());
-    let whole = (id.clone(), bus.clone(), unit, profile, multiplier);
+    let whole = (id.clone(), bus.and_then(|bus| bus.id.clone()), unit, profile, multiplier);
     let meter = match whole {
         (Some(id), Some(bus), Some(unit), Some(profile), Some(multiplier)) => Some(Meter {
             id,
@@ -199,18 +199,49 @@ fn unique_ids(found: &[Found]) {
     }
 }
 
+/// One address on one line is one device, by however many buses the line is named.
 fn unique_addresses(found: &[Found]) {
-    let mut seen: BTreeMap<(&BusId, u8), String> = BTreeMap::new();
+    let mut seen: BTreeMap<(usize, u8), &Found> = BTreeMap::new();
     for meter in found {
-        let (Some(bus), Some(unit)) = (&meter.bus, meter.unit) else { continue };
-        if let Some(first) = seen.get(&(bus, unit)) {
-            meter.section.fault(
-                "address",
-                format!("address {unit} on bus {bus} is already that of {first}"),
-                Some("two meters with one address answer at once: change one at the meter and here".into()),
-            );
+        let (Some(bus), Some(unit)) = (meter.bus, meter.unit) else { continue };
+        let Some(first) = seen.get(&(bus.line, unit)) else {
+            seen.insert((bus.line, unit), meter);
+            continue;
+        };
+        let there = first.section.whereabouts();
+        let name = |bus: &buses::Found| bus.id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (here, first_bus) = (name(bus), first.bus.map(name).unwrap_or_default());
+        let (message, hint) = if here == first_bus {
+            (
+                format!("address {unit} on bus {here} is already that of {there}"),
+                "two meters with one address answer at once: change one at the meter and here",
+            )
         } else {
-            seen.insert((bus, unit), meter.section.whereabouts());
+            (
+                format!(
+                    "address {unit} on bus {here} is already that of {there} on bus {first_bus}, which is the same line: one meter would be read and billed twice"
+                ),
+                "remove one of the two, and put the meters of one line on one bus",
+            )
+        };
+        meter.section.fault("address", message, Some(hint.into()));
+    }
+}
+
+/// Two makers may count alike; within one type a number that stands there twice is a slip, or one device in two rows.
+fn same_serials(found: &[Found]) {
+    let mut seen: BTreeMap<(&str, &str), &Found> = BTreeMap::new();
+    for here in found {
+        let Some((serial, profile)) =
+            here.meter.as_ref().and_then(|meter| Some((meter.serial.as_deref()?, meter.profile.id.as_str())))
+        else {
+            continue;
+        };
+        if let Some(first) = seen.get(&(serial, profile)) {
+            let message = format!("serial number {serial} is that of {} too", first.section.whereabouts());
+            here.section.warn("serial", message, Some("is one device there twice?".into()));
+        } else {
+            seen.insert((serial, profile), here);
         }
     }
 }

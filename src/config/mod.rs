@@ -4,6 +4,7 @@
 //! business of `profile`; whether the site answers is the business of `bus` and `publish`.
 
 mod buses;
+mod endpoint;
 mod fault;
 mod load;
 mod meters;

@@ -12,8 +12,8 @@ use chrono::NaiveTime;
 use chrono_tz::{TZ_VARIANTS, Tz};
 
 use super::{
-    Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, fault::did_you_mean,
-    section::Section,
+    Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, endpoint::split_port,
+    fault::did_you_mean, section::Section,
 };
 
 /// Seconds between slots when nothing is said: a quarter of an hour, the usual settlement period.
@@ -284,25 +284,6 @@ fn broker(url: &str) -> Result<(bool, String, u16), (String, &'static str)> {
     }
 }
 
-/// Splits at the colon before a port, not at those within `[::1]`.
-fn split_port(text: &str) -> Option<(&str, &str)> {
-    text.rsplit_once(':').filter(|(_, port)| !port.contains(']'))
-}
-
-/// Whether a text is `host:port`.
-pub(super) fn is_host_and_port(text: &str) -> bool {
-    split_port(text).is_some_and(|(host, port)| {
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host_fits = match bare {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'))
-            }
-        };
-        host_fits && port.parse::<u16>().is_ok_and(|port| port > 0)
-    })
-}
-
 /// The password's file: a systemd credential of that name wins over the file itself.
 fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Path>) -> PathBuf {
     let file = base.join(name);
@@ -397,16 +378,6 @@ mod tests {
             let (message, hint) = broker(url).unwrap_err();
             assert!(!message.contains("s3cret"), "{message}");
             assert!(hint.contains("password_file"));
-        }
-    }
-
-    #[test]
-    fn hosts_with_ports() {
-        for good in ["10.0.0.5:502", "plc-7.local:5020", "[::1]:502"] {
-            assert!(is_host_and_port(good), "{good}");
-        }
-        for bad in ["10.0.0.5", ":502", "a:0", "a:70000", "::1:502", "tcp://a:502", "a b:502"] {
-            assert!(!is_host_and_port(bad), "{bad}");
         }
     }
 }
