@@ -148,6 +148,7 @@ impl Telemetry {
             "version": env!("CARGO_PKG_VERSION"),
             "site": settings.site.id,
             "site_name": settings.site.name,
+            "timezone": settings.site.timezone.name(),
             "gateway": settings.gateway.id,
             "ledger": self.ledger.id(),
             "public_key_id": self.identity.key_id(),

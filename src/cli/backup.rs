@@ -7,10 +7,9 @@ use std::{path::Path, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::{client::Daemon, no, own_user};
+use super::{no, own_user, target::Target};
 use crate::{
     clock::{Clock, SystemClock},
-    config::Settings,
     identity::{Identity, PUBLIC_KEY},
     ledger::backup::{self, Copied},
     model::Seq,
@@ -21,13 +20,12 @@ fn bar() -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(0).with_style(ProgressStyle::with_template(style)?))
 }
 
-pub async fn backup(settings: &Settings, to: &Path, by: Option<String>) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
+pub async fn backup(target: &Target, to: &Path, by: Option<String>) -> anyhow::Result<ExitCode> {
     // What a running daemon says is stored is on its disk; what lies behind that may not be.
-    let durable = match Daemon::connect(dir).await? {
-        Some(mut daemon) => {
+    let durable = match target.running().await? {
+        Some(mut running) => {
             let asked = json!({"dir": std::path::absolute(to)?.to_string_lossy(), "by": by});
-            let said = match daemon.post_json("/api/v1/ledger/backup", &asked).await {
+            let said = match running.daemon.post_json("/api/v1/ledger/backup", &asked).await {
                 Ok(said) => said,
                 Err(error) => return no(error),
             };
@@ -38,6 +36,7 @@ pub async fn backup(settings: &Settings, to: &Path, by: Option<String>) -> anyho
         }
         None => None,
     };
+    let dir = target.dir();
     let bar = bar()?;
     let mut progress = |done, total| {
         bar.set_length(total);
@@ -59,13 +58,13 @@ pub async fn backup(settings: &Settings, to: &Path, by: Option<String>) -> anyho
 }
 
 pub async fn restore(
-    settings: &Settings,
+    target: &Target,
     from: &Path,
     billing_has: Option<Seq>,
     by: Option<&str>,
 ) -> anyhow::Result<ExitCode> {
     let who = own_user(by)?;
-    let dir = &settings.gateway.data_dir;
+    let dir = target.dir();
     crate::app::make_data_dir(dir)?;
     let clock = SystemClock::new();
     clock.refresh().await;

@@ -9,6 +9,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use super::no;
+
 /// A connection to the daemon.
 pub struct Daemon {
     sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
@@ -22,6 +24,12 @@ impl Daemon {
             Ok(stream) => stream,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 return Ok(None);
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return no(format!(
+                    "{}: {e}\n  hint: the gateway answers its own user and root: sudo -u meter-gateway meter-gateway …, or sudo",
+                    path.display()
+                ));
             }
             Err(e) => {
                 return Err(e).with_context(|| format!("{}: the daemon cannot be asked", path.display()));

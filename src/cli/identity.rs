@@ -4,11 +4,13 @@ use std::{process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::{foreign_owner, no, own_user, query::Source};
+use super::{
+    foreign_owner, no, own_user,
+    target::{Source, Target},
+};
 use crate::{
     billing,
     clock::{Clock, SystemClock},
-    config::Settings,
     identity::Identity,
     ledger::SharedLedger,
 };
@@ -24,18 +26,19 @@ pub enum IdentityCommand {
 }
 
 pub async fn run(
-    settings: &Settings,
+    target: &Target,
     public_key: bool,
     command: Option<IdentityCommand>,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        Some(IdentityCommand::Rotate { by }) => rotate(settings, by).await,
-        None => show(settings, public_key),
+        Some(IdentityCommand::Rotate { by }) => rotate(target, by).await,
+        None => show(target, public_key).await,
     }
 }
 
-fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
+async fn show(target: &Target, public_key: bool) -> anyhow::Result<ExitCode> {
+    let running = target.running().await?;
+    let dir = target.dir();
     if let Some(owner) = foreign_owner(dir)
         && !Identity::is_made(dir)
     {
@@ -44,13 +47,16 @@ fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
             dir.display()
         ));
     }
-    crate::app::make_data_dir(dir)?;
+    if !Identity::is_made(dir) {
+        target.settings()?; // a key is not made in a directory that is only guessed
+        crate::app::make_data_dir(dir)?;
+    }
     let identity = Identity::load_or_create(dir)?;
     if public_key {
         print!("{}", identity.public_key_pem());
         return Ok(ExitCode::SUCCESS);
     }
-    println!("gateway     {}", settings.gateway.id);
+    println!("gateway     {}", target.gateway(running.as_ref()).unwrap_or_else(|| "not known here".into()));
     println!(
         "ledger      {}",
         crate::ledger::stored_id(dir)?.unwrap_or_else(|| "none yet: it is made at the first run".into())
@@ -60,10 +66,13 @@ fn show(settings: &Settings, public_key: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rotate(settings: &Settings, by: Option<String>) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
-    let said = match Source::open(settings).await? {
-        Source::Daemon(mut daemon) => daemon.post_json("/api/v1/identity/rotate", &json!({"by": by})).await,
+async fn rotate(target: &Target, by: Option<String>) -> anyhow::Result<ExitCode> {
+    let source = target.source().await?;
+    let dir = target.dir();
+    let said = match source {
+        Source::Gateway(mut running) => {
+            running.daemon.post_json("/api/v1/identity/rotate", &json!({"by": by})).await
+        }
         Source::Store(files) => {
             let who = own_user(by.as_deref())?;
             let identity = Identity::load_or_create(dir)?;

@@ -8,10 +8,9 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{backup, check_range, client::Daemon, manifest, no};
+use super::{backup, check_range, manifest, no, target::Target};
 use crate::{
     billing::proof::Proof,
-    config::Settings,
     ledger::{
         audit::{audit_with, export},
         disk::RealDisk,
@@ -93,70 +92,37 @@ pub enum LedgerCommand {
     },
 }
 
-pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<ExitCode> {
-    let dir = &settings.gateway.data_dir;
+/// An export is proved anywhere: for that no gateway is looked for.
+pub async fn run(
+    target: impl FnOnce() -> anyhow::Result<Target>,
+    command: LedgerCommand,
+) -> anyhow::Result<ExitCode> {
+    if let LedgerCommand::Verify { public_key, export: Some(path), json, .. } = command {
+        return manifest::verify_export(&path, manifest::keys(&public_key)?, json);
+    }
+    let target = &target()?;
     match command {
-        LedgerCommand::Manifest { date, json } => manifest::show(settings, date, json).await,
-        LedgerCommand::Verify { public_key, export: Some(path), json, .. } => {
-            manifest::verify_export(&path, manifest::keys(&public_key)?, json)
-        }
-        LedgerCommand::Verify { from, to, public_key, export: None, json } => {
+        LedgerCommand::Manifest { date, json } => manifest::show(target, date, json).await,
+        LedgerCommand::Verify { from, to, public_key, json, .. } => {
             check_range(from, to.unwrap_or(Seq::MAX))?;
-            let signatures = !public_key.is_empty();
-            let mut proof = Proof::new(manifest::keys(&public_key)?);
-            let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-                "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
-            )?);
-            let mut progress = |done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            };
-            let report = audit_with(&RealDisk, dir, from, to, &mut progress, &mut |verified, line| {
-                Ok(signatures.then(|| proof.record(verified, line).err()).flatten().map(|f| f.to_string()))
-            })?;
-            bar.finish_and_clear();
-            if json {
-                println!(
-                    "{}",
-                    json!({
-                        "ledger": report.ledger, "records": report.records, "first_seq": report.first,
-                        "last_seq": report.head.seq, "head": report.head.hash, "faults": report.faults,
-                        "more_faults": report.more_faults,
-                        "signatures": signatures.then(|| manifest::proof_json(&proof)),
-                    })
-                );
-            } else {
-                println!("ledger   {}", report.ledger);
-                println!("records  {} (seq {} to {})", report.records, report.first, report.head.seq);
-                println!("head     {}", report.head.hash);
-                if signatures {
-                    println!("{}", manifest::proof_text(&proof));
-                }
-            }
-            if report.faults.is_empty() {
-                if !json {
-                    println!("every hash and every link checks");
-                }
-                return Ok(ExitCode::SUCCESS);
-            }
-            for fault in &report.faults {
-                eprintln!("fault: {fault}");
-            }
-            no(format!(
-                "{} fault(s): this ledger does not prove itself",
-                report.faults.len() as u64 + report.more_faults
-            ))
+            verify(target, (from, to), &public_key, json)
         }
         LedgerCommand::Export { from, to, output } => {
             check_range(from, to.unwrap_or(Seq::MAX))?;
             let report = match output {
                 Some(path) => {
-                    let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
-                    let report = export(dir, from, to, &mut file)?;
+                    let file = match std::fs::File::create(&path) {
+                        Ok(file) => file,
+                        Err(error) => return no(format!("{}: {error}", path.display())),
+                    };
+                    let mut file = std::io::BufWriter::new(file);
+                    let report = export(target.dir(), from, to, &mut file)?;
                     file.flush()?;
                     report
                 }
-                None => export(dir, from, to, &mut std::io::BufWriter::new(std::io::stdout().lock()))?,
+                None => {
+                    export(target.dir(), from, to, &mut std::io::BufWriter::new(std::io::stdout().lock()))?
+                }
             };
             eprintln!("{} records exported", report.records);
             if !report.faults.is_empty() {
@@ -164,19 +130,20 @@ pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<
             }
             Ok(ExitCode::SUCCESS)
         }
-        LedgerCommand::Backup { dir: to, by } => backup::backup(settings, &to, by).await,
+        LedgerCommand::Backup { dir: to, by } => backup::backup(target, &to, by).await,
         LedgerCommand::Restore { dir: from, billing_has, by } => {
-            backup::restore(settings, &from, billing_has, by.as_deref()).await
+            backup::restore(target, &from, billing_has, by.as_deref()).await
         }
         LedgerCommand::Replay { from, to, by } => {
             check_range(from, to)?;
-            let Some(mut daemon) = Daemon::connect(dir).await? else {
-                return no(
-                    "no daemon runs on this data directory, and only the daemon publishes\n  hint: systemctl start meter-gateway",
-                );
+            let Some(mut running) = target.running().await? else {
+                return no(format!(
+                    "no daemon runs on {}, and only the daemon publishes\n  hint: systemctl start meter-gateway",
+                    target.dir().display()
+                ));
             };
             let asked = json!({"from": from, "to": to, "by": by});
-            match daemon.post_json("/api/v1/ledger/replay", &asked).await {
+            match running.daemon.post_json("/api/v1/ledger/replay", &asked).await {
                 Ok(_) => {
                     println!("seq {from} to {to} will be published again");
                     Ok(ExitCode::SUCCESS)
@@ -185,4 +152,57 @@ pub async fn run(settings: &Settings, command: LedgerCommand) -> anyhow::Result<
             }
         }
     }
+}
+
+/// `ledger verify` of the store.
+fn verify(
+    target: &Target,
+    (from, to): (Seq, Option<Seq>),
+    public_key: &[PathBuf],
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let signatures = !public_key.is_empty();
+    let mut proof = Proof::new(manifest::keys(public_key)?);
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
+    )?);
+    let mut progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let report = audit_with(&RealDisk, target.dir(), from, to, &mut progress, &mut |verified, line| {
+        Ok(signatures.then(|| proof.record(verified, line).err()).flatten().map(|f| f.to_string()))
+    })?;
+    bar.finish_and_clear();
+    if json {
+        println!(
+            "{}",
+            json!({
+                "ledger": report.ledger, "records": report.records, "first_seq": report.first,
+                "last_seq": report.head.seq, "head": report.head.hash, "faults": report.faults,
+                "more_faults": report.more_faults,
+                "signatures": signatures.then(|| manifest::proof_json(&proof)),
+            })
+        );
+    } else {
+        println!("ledger   {}", report.ledger);
+        println!("records  {} (seq {} to {})", report.records, report.first, report.head.seq);
+        println!("head     {}", report.head.hash);
+        if signatures {
+            println!("{}", manifest::proof_text(&proof));
+        }
+    }
+    if report.faults.is_empty() {
+        if !json {
+            println!("every hash and every link checks");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    for fault in &report.faults {
+        eprintln!("fault: {fault}");
+    }
+    no(format!(
+        "{} fault(s): this ledger does not prove itself",
+        report.faults.len() as u64 + report.more_faults
+    ))
 }

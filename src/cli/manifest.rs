@@ -8,14 +8,16 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{no, query::Source, table};
+use super::{
+    no, table,
+    target::{Source, Target},
+};
 use crate::{
     billing::{
         self,
         proof::{Lines, Proof},
     },
     clock::{Clock, SystemClock},
-    config::Settings,
     identity::PublicKey,
     ledger::{LedgerError, chain::MAX_LINE},
 };
@@ -108,15 +110,11 @@ pub fn verify_export(path: &Path, keys: Vec<PublicKey>, json: bool) -> anyhow::R
 }
 
 /// `ledger manifest [DATE]`.
-pub async fn show(
-    settings: &Settings,
-    date: Option<chrono::NaiveDate>,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    let answer = match Source::open(settings).await? {
-        Source::Daemon(mut daemon) => {
+pub async fn show(target: &Target, date: Option<chrono::NaiveDate>, json: bool) -> anyhow::Result<ExitCode> {
+    let answer = match target.source().await? {
+        Source::Gateway(mut running) => {
             let query = date.map_or(String::new(), |date| format!("?date={date}"));
-            match daemon.get_json(&format!("/api/v1/ledger/manifest{query}")).await {
+            match running.daemon.get_json(&format!("/api/v1/ledger/manifest{query}")).await {
                 Ok(answer) => answer,
                 Err(error) => return no(format!("{error:#}")),
             }
@@ -124,7 +122,7 @@ pub async fn show(
         Source::Store(ledger) => {
             let clock = SystemClock::new();
             clock.refresh().await;
-            match billing::answer(&*ledger, settings, date, &clock) {
+            match billing::answer(&*ledger, target.settings()?, date, &clock) {
                 Err(LedgerError::Refused(why)) => return no(why),
                 other => other?,
             }

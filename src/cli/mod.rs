@@ -15,11 +15,14 @@ mod profile;
 mod query;
 mod read;
 mod simulate;
+mod status;
+mod target;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::target::Target;
 use crate::{
     config::{Fault, Settings},
     model::{Asker, MeterId, PointName, Seq, User, Utc, Via},
@@ -32,6 +35,8 @@ const LAST_THREADS: std::time::Duration = std::time::Duration::from_millis(400);
 
 /// The answer is no: a fault was found, a meter did not answer, a proof failed.
 const NO: u8 = 1;
+/// What was typed makes no sense (clap's code for the same).
+const WRONG_USAGE: u8 = 2;
 /// Our own fault (sysexits.h, EX_SOFTWARE).
 const OWN_FAULT: u8 = 70;
 /// The configuration is faulty (sysexits.h, EX_CONFIG).
@@ -52,6 +57,9 @@ pub struct Arguments {
         value_name = "FILE"
     )]
     config: PathBuf,
+    /// The data directory of the gateway to be asked, when the configuration cannot say it
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
     /// More logs: -v for exchanges, -vv for every frame in hex
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -138,6 +146,20 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Another data directory than the configuration's would not be what it works with.
+    fn takes_the_configuration_only(&self) -> bool {
+        matches!(
+            self,
+            Command::Run
+                | Command::Check { .. }
+                | Command::Simulate(_)
+                | Command::Profile(_)
+                | Command::Completions { .. }
+        )
+    }
+}
+
 /// Parses and runs; the one place where an error chain is printed.
 pub fn main() -> ExitCode {
     end_with_the_reader();
@@ -168,8 +190,16 @@ pub fn main() -> ExitCode {
             if is_closed_pipe(&error) {
                 return ExitCode::SUCCESS;
             }
+            if let Some(Faulty(faults)) = error.downcast_ref() {
+                print_faults(faults);
+                return ExitCode::from(CONFIGURATION);
+            }
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<No>() { NO } else { OWN_FAULT })
+            ExitCode::from(match () {
+                () if error.is::<No>() => NO,
+                () if error.is::<WrongUsage>() => WRONG_USAGE,
+                () => OWN_FAULT,
+            })
         }
     }
 }
@@ -196,36 +226,30 @@ fn end_with_the_reader() {
 #[cfg_attr(not(feature = "demo"), expect(unused_variables, reason = "the demo alone keeps a log of its own"))]
 async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<ExitCode> {
     let config = arguments.config;
+    if arguments.data_dir.is_some() && arguments.command.takes_the_configuration_only() {
+        return wrong_usage(
+            "--data-dir is for commands that ask a gateway; this one takes [gateway] data_dir\n  hint: METER_GATEWAY__GATEWAY__DATA_DIR overrides it",
+        );
+    }
+    let target = || Target::of(&config, arguments.data_dir);
     match arguments.command {
-        Command::Run => match settings(&config) {
-            Ok(settings) => {
-                crate::app::run(config, settings, crate::app::Options::default()).await?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Err(code) => Ok(code),
-        },
+        Command::Run => {
+            let settings = settings(&config)?;
+            crate::app::run(config, settings, crate::app::Options::default()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check { json } => Ok(check::run(&config, json)),
         #[cfg(feature = "demo")]
         Command::Demo(asked) => demo::run(asked, format, arguments.verbose).await,
-        Command::Simulate(asked) => {
-            with(&config, async |settings| simulate::run(&settings, asked).await).await
-        }
+        Command::Simulate(asked) => simulate::run(&settings(&config)?, asked).await,
         Command::Read { meter, point, by, json } => {
-            with(&config, async |settings| read::run(&settings, &meter, point.as_ref(), by, json).await).await
+            read::run(&target()?, &meter, point.as_ref(), by, json).await
         }
-        Command::Readings(asked) => {
-            with(&config, async |settings| query::readings(&settings, asked).await).await
-        }
-        Command::Ledger(command) => {
-            with(&config, async |settings| ledger::run(&settings, command).await).await
-        }
+        Command::Readings(asked) => query::readings(&target()?, asked).await,
+        Command::Ledger(command) => ledger::run(target, command).await,
         Command::Profile(command) => profile::run(command, &config),
-        Command::Status { json } => {
-            with(&config, async |settings| query::status(&settings, json).await).await
-        }
-        Command::Identity { public_key, command } => {
-            with(&config, async |settings| identity::run(&settings, public_key, command).await).await
-        }
+        Command::Status { json } => status::run(&target()?, json).await,
+        Command::Identity { public_key, command } => identity::run(&target()?, public_key, command).await,
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -238,23 +262,15 @@ async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<Exi
     }
 }
 
-async fn with(
-    config: &std::path::Path,
-    then: impl AsyncFnOnce(Settings) -> anyhow::Result<ExitCode>,
-) -> anyhow::Result<ExitCode> {
-    match settings(config) {
-        Ok(settings) => then(settings).await,
-        Err(code) => Ok(code),
-    }
+/// The configuration, or every fault of it.
+fn settings(config: &std::path::Path) -> anyhow::Result<Settings> {
+    Ok(crate::config::load(config, crate::config::environment()).map_err(Faulty)?)
 }
 
-/// The configuration, or every fault of it on standard error.
-fn settings(config: &std::path::Path) -> Result<Settings, ExitCode> {
-    crate::config::load(config, crate::config::environment()).map_err(|faults| {
-        print_faults(&faults);
-        ExitCode::from(CONFIGURATION)
-    })
-}
+/// The configuration is faulty: exit code 78.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration is faulty")]
+struct Faulty(Vec<Fault>);
 
 fn print_faults(faults: &[Fault]) {
     for fault in faults {
@@ -273,6 +289,15 @@ fn print_warnings(warnings: &[Fault]) {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct No(String);
+
+/// What was typed makes no sense: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUsage(String);
+
+fn wrong_usage<T>(reason: impl std::fmt::Display) -> anyhow::Result<T> {
+    Err(WrongUsage(reason.to_string()).into())
+}
 
 fn no<T>(reason: impl std::fmt::Display) -> anyhow::Result<T> {
     Err(No(reason.to_string()).into())
@@ -311,13 +336,13 @@ fn moment(text: &str, zone: chrono_tz::Tz) -> anyhow::Result<Utc> {
         .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
         .or_else(|| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().map(|day| day.and_time(NaiveTime::MIN)));
     let Some(local) = local else {
-        anyhow::bail!(
+        return wrong_usage(format!(
             "{text:?} is not a time: expected 2026-11-01, 2026-11-01T08:00 (local to the site) or RFC 3339"
-        );
+        ));
     };
     match zone.from_local_datetime(&local).earliest() {
         Some(at) => Ok(at.to_utc()),
-        None => anyhow::bail!("{text:?} does not exist in {zone}: the clocks go forward over it"),
+        None => wrong_usage(format!("{text:?} does not exist in {zone}: the clocks go forward over it")),
     }
 }
 
@@ -342,7 +367,9 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
 /// Whether a `Seq` range was typed the right way round.
 fn check_range(from: Seq, to: Seq) -> anyhow::Result<()> {
     if from == 0 || from > to {
-        anyhow::bail!("seq {from} to {to} is no range: records are counted from 1, the smaller first");
+        return wrong_usage(format!(
+            "seq {from} to {to} is no range: records are counted from 1, the smaller first"
+        ));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `readings`, `status`: what is stored and how things stand.
+//! `readings`: what is stored.
 
 use std::{
     io::{self, Write},
@@ -8,13 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{client::Daemon, foreign_owner, moment, no};
+use super::{moment, no, target::Target};
 use comfy_table::Table;
 
 use crate::{
-    clock::{Clock, SystemClock},
-    config::Settings,
-    ledger::{FileLedger, ReadingQuery, audit::scan},
+    ledger::{ReadingQuery, audit::scan},
     model::{MeterId, Reading, Utc, rfc3339},
 };
 
@@ -48,20 +46,21 @@ enum Format {
 }
 
 /// Pages through the readings, from the daemon, or from the files when none runs.
-pub async fn readings(settings: &Settings, asked: ReadingsArguments) -> anyhow::Result<ExitCode> {
-    let zone = settings.site.timezone;
+pub async fn readings(target: &Target, asked: ReadingsArguments) -> anyhow::Result<ExitCode> {
+    let running = target.running().await?;
+    let zone = target.zone(running.as_ref());
+    let moment = |text: String| moment(&text, zone);
     let mut query = ReadingQuery {
         meter: asked.meter,
-        from: asked.from.map(|text| moment(&text, zone)).transpose()?,
-        to: asked.to.map(|text| moment(&text, zone)).transpose()?,
+        from: asked.from.map(moment).transpose()?,
+        to: asked.to.map(moment).transpose()?,
         after: 0,
         limit: PAGE,
     };
     let mut out = Writer::new(asked.format, zone);
-    let dir = &settings.gateway.data_dir;
-    match Daemon::connect(dir).await? {
-        Some(mut daemon) => loop {
-            let body = daemon.get(&page_of(&query)).await?;
+    match running {
+        Some(mut running) => loop {
+            let body = running.daemon.get(&page_of(&query)).await?;
             let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
             let before = query.after;
             for line in lines {
@@ -72,7 +71,7 @@ pub async fn readings(settings: &Settings, asked: ReadingsArguments) -> anyhow::
                 break;
             }
         },
-        None => from_files(dir, &query, &mut out)?,
+        None => from_files(target.dir(), &query, &mut out)?,
     }
     out.end()?;
     Ok(ExitCode::SUCCESS)
@@ -112,42 +111,6 @@ fn ms(at: Utc) -> i64 {
     at.timestamp_millis() + i64::from(!at.timestamp_subsec_nanos().is_multiple_of(1_000_000))
 }
 
-pub enum Source {
-    Daemon(Daemon),
-    Store(std::sync::Arc<FileLedger>),
-}
-
-impl Source {
-    /// The daemon's, or the store itself when no daemon runs.
-    pub async fn open(settings: &Settings) -> anyhow::Result<Source> {
-        let dir = &settings.gateway.data_dir;
-        if let Some(daemon) = Daemon::connect(dir).await? {
-            return Ok(Source::Daemon(daemon));
-        }
-        if !dir.join("ledger").exists() {
-            return no(format!("{}: nothing has been recorded here yet", dir.display()));
-        }
-        if let Some(owner) = foreign_owner(dir) {
-            return no(format!(
-                "{}: no daemon runs, and the store belongs to user {owner}\n  hint: start the daemon, or run this as that user",
-                dir.display()
-            ));
-        }
-        let (ledger, incidents) = FileLedger::open(
-            dir,
-            crate::ledger::Options {
-                now: SystemClock::new().wall(),
-                may_replace: false,
-                ..Default::default()
-            },
-        )?;
-        for incident in incidents {
-            eprintln!("warning: {incident}");
-        }
-        Ok(Source::Store(ledger))
-    }
-}
-
 fn page_of(query: &ReadingQuery) -> String {
     let mut path = format!("/api/v1/readings?after={}&limit={}", query.after, query.limit);
     for (name, at) in [("from", query.from), ("to", query.to)] {
@@ -185,7 +148,7 @@ impl Writer {
             zone,
             header: false,
             csv: csv::Writer::from_writer(std::io::stdout()),
-            table: fresh_table(),
+            table: fresh_table(zone),
             rows: 0,
         }
     }
@@ -267,7 +230,7 @@ impl Writer {
     fn flush_table(&mut self) {
         if self.rows > 0 {
             println!("{}", self.table);
-            self.table = fresh_table();
+            self.table = fresh_table(self.zone);
             self.rows = 0;
         }
     }
@@ -279,89 +242,6 @@ impl Writer {
     }
 }
 
-fn fresh_table() -> Table {
-    super::table(["seq", "slot (site time)", "meter", "register", "verdict", "flags"])
-}
-
-/// The daemon's state.
-pub async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
-    let Some(mut daemon) = Daemon::connect(&settings.gateway.data_dir).await? else {
-        return no(
-            "no daemon runs on this data directory\n  hint: systemctl start meter-gateway, or meter-gateway run",
-        );
-    };
-    let status = daemon.get_json("/api/v1/status").await?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let at = |pointer: &str| match status.pointer(pointer) {
-        Some(Value::String(text)) => text.clone(),
-        None | Some(Value::Null) => "-".into(),
-        Some(other) => other.to_string(),
-    };
-    println!("site       {} ({}), gateway {}", at("/site"), at("/site_name"), at("/gateway"));
-    println!("clock      {} ({})", at("/now"), at("/clock"));
-    println!(
-        "store      {} records stored, {} acknowledged, {} confirmed",
-        at("/store/last_seq"),
-        at("/store/acknowledged_seq"),
-        at("/store/confirmed_seq")
-    );
-    if status.get("mirror").is_some_and(Value::is_object) {
-        println!(
-            "mirror     {} up to seq {}, {} behind",
-            at("/mirror/dir"),
-            at("/mirror/stored_seq"),
-            at("/mirror/lag")
-        );
-        if let Some(fault) = status.pointer("/mirror/fault").and_then(Value::as_str) {
-            println!("           nothing is copied since {}: {fault}", at("/mirror/since"));
-        }
-    }
-    println!(
-        "publisher  connected: {}, in flight: {}, nobody listens: {}, last error: {}",
-        at("/publisher/connected"),
-        at("/publisher/in_flight"),
-        at("/publisher/nobody_listens"),
-        at("/publisher/last_error")
-    );
-    let rejected = status.pointer("/publisher/rejected").and_then(Value::as_array);
-    for record in rejected.into_iter().flatten() {
-        let said = |key: &str| record.get(key).map(ToString::to_string).unwrap_or_default();
-        println!("rejected   seq {} by billing: {}", said("seq"), said("reason"));
-    }
-    if let Some(since) = status.pointer("/publisher/awaiting_receipt_since").and_then(Value::as_str) {
-        println!("billing    has sent no receipt since {since}");
-    }
-    let mut table = super::table(["bus", "line", "meter", "last answer", "failures", "slowest ms", "note"]);
-    for bus in status.get("buses").and_then(Value::as_array).into_iter().flatten() {
-        let text = |value: &Value, key: &str| match value.get(key) {
-            Some(Value::String(text)) => text.clone(),
-            None | Some(Value::Null) => "-".into(),
-            Some(other) => other.to_string(),
-        };
-        let line = if bus.get("up") == Some(&Value::Bool(true)) { "up".into() } else { text(bus, "fault") };
-        for meter in bus.get("meters").and_then(Value::as_array).into_iter().flatten() {
-            let note = match (text(meter, "late_ms").as_str(), meter.get("backed_off")) {
-                ("-", Some(Value::Bool(true))) => "silent, probed more seldom".into(),
-                ("-", _) => String::new(),
-                (late, _) => format!("answers after {late} ms: raise timeout_ms"),
-            };
-            table.add_row([
-                text(bus, "bus"),
-                line.clone(),
-                text(meter, "meter"),
-                text(meter, "last_answer"),
-                text(meter, "failures"),
-                text(meter, "slowest_ms"),
-                note,
-            ]);
-        }
-    }
-    println!("{table}");
-    for warning in status.get("warnings").and_then(Value::as_array).into_iter().flatten() {
-        println!("warning    {}", warning.get("text").and_then(Value::as_str).unwrap_or_default());
-    }
-    Ok(ExitCode::SUCCESS)
+fn fresh_table(zone: chrono_tz::Tz) -> Table {
+    super::table(["seq", &format!("slot ({zone})"), "meter", "register", "verdict", "flags"])
 }

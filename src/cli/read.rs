@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use serde_json::json;
 
-use super::{client::Daemon, no};
+use super::{no, target::Target};
 use crate::{
     app::meter_plan,
     bus::{Action, Cycle, Demand, Judge, Judgement, Now, RealPorts, connect},
@@ -17,33 +17,31 @@ use crate::{
 };
 
 pub async fn run(
-    settings: &Settings,
+    target: &Target,
     meter: &MeterId,
     point: Option<&PointName>,
     by: Option<String>,
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let Some(known) = settings.meters.iter().find(|known| known.id == *meter) else {
-        return no(format!("no meter `{meter}` is configured"));
-    };
-    if let Some(point) = point
-        && !known.profile.points.iter().any(|offered| offered.name == *point)
-    {
-        return no(format!(
-            "meter `{meter}` ({}) offers no point `{point}`\n  hint: meter-gateway profile show {0}",
-            known.profile.id
-        ));
-    }
-    let mut reading = match Daemon::connect(&settings.gateway.data_dir).await? {
-        Some(mut daemon) => {
-            match daemon.post_json("/api/v1/read", &json!({"meter": meter, "by": by})).await {
+    let mut reading = match target.running().await? {
+        Some(mut running) => {
+            match running.daemon.post_json("/api/v1/read", &json!({"meter": meter, "by": by})).await {
                 Ok(answer) => serde_json::from_value(answer)?,
                 Err(error) => return no(error),
             }
         }
-        None => read_here(settings, meter).await?,
+        None => read_here(target.settings()?, meter).await?,
     };
-    if let Some(point) = point {
+    if let Some(point) = point
+        && reading.origin != Origin::Missing
+    {
+        if !reading.values.contains_key(point) {
+            let offered: Vec<&str> = reading.values.keys().map(PointName::as_str).collect();
+            return no(format!(
+                "meter `{meter}` offers no point `{point}`\n  hint: it has {}",
+                offered.join(", ")
+            ));
+        }
         reading.values.retain(|name, _| name == point);
     }
     if as_json {
@@ -61,7 +59,7 @@ pub async fn run(
 
 async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Reading> {
     let found = settings.meters.iter().find(|known| known.id == *meter);
-    let Some(meter) = found.cloned() else { return no("no such meter") };
+    let Some(meter) = found.cloned() else { return no(format!("no meter `{meter}` is configured")) };
     let Some(bus) = settings.buses.iter().find(|bus| bus.id == meter.bus) else { return no("no such bus") };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let mut client = match connect(bus, &RealPorts, &clock).await {

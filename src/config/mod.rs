@@ -5,6 +5,7 @@
 
 mod buses;
 mod endpoint;
+mod essentials;
 mod fault;
 mod load;
 mod meters;
@@ -25,6 +26,7 @@ use crate::{
     protocol::{Pace, Wire},
 };
 
+pub use essentials::{Essentials, essentials};
 pub use fault::Fault;
 pub use load::{Checked, Shelf, check, environment, load, load_from};
 

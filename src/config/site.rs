@@ -38,6 +38,8 @@ const MAX_PREFIX_BYTES: usize = 128;
 const MAX_CLIENT_ID_BYTES: usize = 128;
 
 const SITE_KEYS: [&str; 3] = ["id", "name", "timezone"];
+/// Where the packages and the unit file put it.
+pub(super) const DATA_DIR: &str = "/var/lib/meter-gateway";
 const GATEWAY_KEYS: [&str; 4] = ["id", "data_dir", "reserve_mb", "mirror_dir"];
 const READING_KEYS: [&str; 2] = ["interval_secs", "retention_days"];
 const MQTT_KEYS: [&str; 10] = [
@@ -80,7 +82,7 @@ pub(super) fn site(root: &Section) -> Site {
 pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
     let mut gateway = Gateway {
         id: String::new(),
-        data_dir: PathBuf::from("/var/lib/meter-gateway"),
+        data_dir: PathBuf::from(DATA_DIR),
         reserve_bytes: RESERVE_MB * MEGABYTE,
         mirror_dir: None,
     };

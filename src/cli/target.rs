@@ -1,0 +1,148 @@
+//! Which gateway a command is about. Its data directory is enough to ask it: a configuration file that became faulty
+//! while the gateway reads on with the one it has must not keep anybody from looking at it.
+
+use std::{
+    cell::Cell,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chrono_tz::Tz;
+use serde_json::Value;
+
+use super::{Faulty, client::Daemon, foreign_owner, no};
+use crate::{
+    clock::{Clock, SystemClock},
+    config::{self, Essentials, Fault, Settings},
+    ledger::{FileLedger, Options},
+};
+
+/// A gateway of this machine.
+pub struct Target {
+    dir: PathBuf,
+    config: PathBuf,
+    settings: Result<Settings, Vec<Fault>>,
+    essentials: Essentials,
+    /// Nothing needs to be said about the file: it is not there, and the directory was named instead.
+    no_file: bool,
+    warned: Cell<bool>,
+}
+
+/// A gateway that answers.
+pub struct Running {
+    pub daemon: Daemon,
+    /// What it said of itself when it was asked first.
+    pub status: Value,
+}
+
+/// Whom to ask what only one of them can answer.
+pub enum Source {
+    Gateway(Running),
+    Store(Arc<FileLedger>),
+}
+
+impl Target {
+    /// The gateway of this configuration, or of the directory where one was named.
+    pub fn of(config: &Path, data_dir: Option<PathBuf>) -> anyhow::Result<Target> {
+        let settings = config::load(config, config::environment());
+        let essentials = config::essentials(config, config::environment());
+        let no_file =
+            data_dir.is_some() && config.metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let known = settings.as_ref().ok().map(|settings| settings.gateway.data_dir.clone());
+        let Some(dir) = data_dir.or(known).or_else(|| essentials.data_dir.clone()) else {
+            return Err(Faulty(settings.err().unwrap_or_default()).into());
+        };
+        Ok(Target { dir, config: config.to_owned(), settings, essentials, no_file, warned: Cell::new(false) })
+    }
+
+    /// For what cannot be done without a faultless configuration.
+    pub fn settings(&self) -> anyhow::Result<&Settings> {
+        self.settings.as_ref().map_err(|faults| Faulty(faults.clone()).into())
+    }
+
+    /// For what needs the stored data alone.
+    pub fn dir(&self) -> &Path {
+        self.warn("");
+        &self.dir
+    }
+
+    /// The running gateway; `None` when none runs here. Says on standard error where it and the file differ.
+    pub async fn running(&self) -> anyhow::Result<Option<Running>> {
+        let Some(mut daemon) = Daemon::connect(&self.dir).await? else { return Ok(None) };
+        let status = daemon.get_json("/api/v1/status").await?;
+        self.warn("; the running gateway goes on with the configuration that it has");
+        let in_force = status.get("configuration").and_then(Value::as_str);
+        if let (Ok(settings), Some(in_force)) = (&self.settings, in_force)
+            && settings.hash != in_force
+        {
+            eprintln!(
+                "warning: {} is not what the running gateway works with: it was changed and not reloaded, or another file was given\n  \
+                 hint: systemctl reload meter-gateway",
+                self.config.display()
+            );
+        }
+        Ok(Some(Running { daemon, status }))
+    }
+
+    /// The running gateway, or its store when none runs.
+    pub async fn source(&self) -> anyhow::Result<Source> {
+        if let Some(running) = self.running().await? {
+            return Ok(Source::Gateway(running));
+        }
+        let dir = self.dir();
+        if !dir.join("ledger").exists() {
+            return no(format!("{}: nothing has been recorded here yet", dir.display()));
+        }
+        if let Some(owner) = foreign_owner(dir) {
+            return no(format!(
+                "{}: no daemon runs, and the store belongs to user {owner}\n  hint: start the daemon, or run this as that user",
+                dir.display()
+            ));
+        }
+        let options = Options { now: SystemClock::new().wall(), may_replace: false, ..Options::default() };
+        let (ledger, incidents) = FileLedger::open(dir, options)?;
+        for incident in incidents {
+            eprintln!("warning: {incident}");
+        }
+        Ok(Source::Store(ledger))
+    }
+
+    fn warn(&self, what_follows: &str) {
+        let Err(faults) = &self.settings else { return };
+        if self.warned.replace(true) {
+            return;
+        }
+        let Some(first) = faults.first().filter(|_| !self.no_file) else { return };
+        let others = match faults.len() {
+            1 => String::new(),
+            2 => ", and 1 more fault".into(),
+            all => format!(", and {} more faults", all - 1),
+        };
+        let place = if first.place.is_empty() { String::new() } else { format!("{}: ", first.place) };
+        eprintln!(
+            "warning: the file on disk is faulty: {}: {place}{}{others}{what_follows}\n  \
+             hint: meter-gateway --config {} check",
+            first.file,
+            first.message,
+            self.config.display()
+        );
+    }
+
+    /// The site's time zone; UTC where nothing says it.
+    pub fn zone(&self, running: Option<&Running>) -> Tz {
+        let told = running.and_then(|running| running.status.get("timezone")?.as_str()?.parse().ok());
+        let typed = || Some(self.settings.as_ref().ok()?.site.timezone);
+        told.or_else(typed).or(self.essentials.timezone).unwrap_or_else(|| {
+            eprintln!("warning: the time zone of the site is not known here: times are in UTC");
+            Tz::UTC
+        })
+    }
+
+    /// The gateway's id, as far as it is known.
+    pub fn gateway(&self, running: Option<&Running>) -> Option<String> {
+        let told = running.and_then(|running| Some(running.status.get("gateway")?.as_str()?.to_owned()));
+        told.or_else(|| Some(self.settings.as_ref().ok()?.gateway.id.clone()))
+            .or_else(|| self.essentials.gateway.clone())
+    }
+}
