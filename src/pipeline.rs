@@ -18,7 +18,9 @@ use crate::{
     clock::Clock,
     config::Meter,
     ledger::{LedgerError, SharedLedger},
-    model::{ClockState, Dec, Draft, Origin, PointName, PointValue, Reading, Utc, Verdict, flag, rfc3339},
+    model::{
+        ClockState, Dec, Draft, Origin, PointName, PointValue, Reading, Utc, Verdict, change, flag, rfc3339,
+    },
     profile::{Point, decode},
     protocol::{Outcome, Payload},
     validate::{self, Last, Limits, Surprise, agrees, check},
@@ -407,7 +409,7 @@ pub async fn append(ledger: &SharedLedger, mut drafts: Vec<Draft>) {
             Err(LedgerError::Refused(why)) => match <[Draft; 1]>::try_from(std::mem::take(&mut drafts)) {
                 Ok([draft]) => {
                     tracing::error!(kind = ?draft.kind, %why, "a record cannot be stored");
-                    if draft.fields.get("change").and_then(Value::as_str) == Some(REFUSED) {
+                    if draft.fields.get("change").and_then(Value::as_str) == Some(change::RECORD_REFUSED) {
                         return; // even that: the log has it
                     }
                     drafts = vec![refused(&draft, &why)];
@@ -427,9 +429,6 @@ pub async fn append(ledger: &SharedLedger, mut drafts: Vec<Draft>) {
     }
 }
 
-/// The `change` record in the place of one that the ledger cannot take.
-const REFUSED: &str = "record_refused";
-
 fn refused(draft: &Draft, why: &str) -> Draft {
     let mut fields = Map::new();
     fields.insert("kind".into(), serde_json::to_value(draft.kind).unwrap_or_default());
@@ -440,7 +439,7 @@ fn refused(draft: &Draft, why: &str) -> Draft {
             fields.insert(name.to_owned(), text.chars().take(64).collect::<String>().into());
         }
     }
-    Draft::change(REFUSED, fields, draft.recorded_at, draft.clock)
+    Draft::change(change::RECORD_REFUSED, fields, draft.recorded_at, draft.clock)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
     console::Console,
     identity::Identity,
     ledger::SharedLedger,
-    model::{BusId, Draft, Reading, Seq},
+    model::{BusId, Draft, Reading, Seq, change},
     pipeline::{self, READINGS_QUEUE, TimeTeller},
     publish::{self, Broker, Incoming, Inventory, Outgoing, PublisherState, Topics},
     telemetry::{Telemetry, lock},
@@ -229,7 +229,7 @@ impl House {
         let _ = self.publisher.inventory.send(inventories(&settings));
         let fields = configuration(Some(&old.hash), &settings.hash);
         let clock = &self.outside.clock;
-        let draft = Draft::change("configuration", fields, clock.wall(), clock.state());
+        let draft = Draft::change(change::CONFIGURATION, fields, clock.wall(), clock.state());
         record(&self.telemetry.ledger, vec![draft]).await
     }
 
@@ -313,7 +313,7 @@ async fn answer(
 ) {
     match event {
         Incoming::Damaged { seq, detail } => {
-            put_on_record("record_damaged", damage(seq, detail), telemetry).await;
+            put_on_record(change::RECORD_DAMAGED, damage(seq, detail), telemetry).await;
         }
         Incoming::OnRecord { change, fields } => put_on_record(change, fields, telemetry).await,
         Incoming::Command(command) => {
@@ -328,8 +328,8 @@ async fn answer(
     }
 }
 
-async fn put_on_record(change: &str, fields: Map<String, Value>, telemetry: &Telemetry) {
-    let draft = Draft::change(change, fields, telemetry.clock.wall(), telemetry.clock.state());
+async fn put_on_record(name: &str, fields: Map<String, Value>, telemetry: &Telemetry) {
+    let draft = Draft::change(name, fields, telemetry.clock.wall(), telemetry.clock.state());
     pipeline::append(&telemetry.ledger, vec![draft]).await;
 }
 
@@ -350,7 +350,7 @@ mod tests {
     async fn a_damaged_record_can_be_put_on_record() {
         let ledger = MemoryLedger::new("0123456789abcdef0123456789abcdef");
         let fields = damage(7, "the hash does not match".into());
-        let draft = Draft::change("record_damaged", fields, Utc::UNIX_EPOCH, ClockState::Synced);
+        let draft = Draft::change(change::RECORD_DAMAGED, fields, Utc::UNIX_EPOCH, ClockState::Synced);
         ledger.append(vec![draft]).await.unwrap();
         let line = ledger.read(1, 1, 1000).unwrap().remove(0);
         assert_eq!(serde_json::from_slice::<Value>(&line.bytes).unwrap()["record"], 7);

@@ -15,7 +15,7 @@ use crate::{
     ledger::{
         Cursor, FileLedger, LedgerError, Pruned, SharedLedger, chain::sha256_hex, disk::RealDisk, replace,
     },
-    model::{Draft, Slots, Utc, rfc3339},
+    model::{Draft, Slots, Utc, change, rfc3339},
     pipeline,
 };
 
@@ -44,7 +44,7 @@ pub(super) async fn tell_of_the_past(
         let mut fields = Map::new();
         fields.insert("from".into(), rfc3339(from).into());
         fields.insert("to".into(), rfc3339(now).into());
-        drafts.push(Draft::change("downtime", fields, now, clock.state()));
+        drafts.push(Draft::change(change::DOWNTIME, fields, now, clock.state()));
     }
     if !drafts.is_empty() {
         record(ledger, drafts).await;
@@ -60,7 +60,7 @@ pub(super) fn incident_drafts(incident: &str, clock: &Arc<dyn Clock>) -> [Draft;
     let id: String = "store-".chars().chain(sha256_hex(incident.as_bytes()).chars().take(16)).collect();
     let evidence = Map::from_iter([("evidence".to_owned(), Value::Object(detail.clone()))]);
     [
-        Draft::change("ledger_incident", detail, now, state),
+        Draft::change(change::LEDGER_INCIDENT, detail, now, state),
         Draft::raised((id, "store_incident", severity), evidence, now, state),
     ]
 }
@@ -86,7 +86,7 @@ async fn tell_of_retention(ledger: &SharedLedger, clock: &Arc<dyn Clock>, remove
             fields.insert("first_seq".into(), run.first.into());
             fields.insert("last_seq".into(), run.last.into());
             fields.insert("last_hash".into(), run.last_hash.into());
-            Draft::change("retention", fields, clock.wall(), clock.state())
+            Draft::change(change::RETENTION, fields, clock.wall(), clock.state())
         })
         .collect();
     if !drafts.is_empty() {
@@ -129,12 +129,12 @@ pub(super) async fn tell_of_hands(
     let mut drafts = Vec::new();
     let note = std::fs::read(dir.join(NOTE)).ok();
     if let Some(Ok(fields)) = note.as_deref().map(serde_json::from_slice::<Map<String, Value>>) {
-        drafts.push(Draft::change("user_action", fields, clock.wall(), clock.state()));
+        drafts.push(Draft::change(change::USER_ACTION, fields, clock.wall(), clock.state()));
     }
     let before = std::fs::read_to_string(dir.join(CONFIGURATION)).ok();
     if before.as_deref() != Some(&settings.hash) && !(before.is_none() && empty) {
         let fields = configuration(before.as_deref(), &settings.hash);
-        drafts.push(Draft::change("configuration", fields, clock.wall(), clock.state()));
+        drafts.push(Draft::change(change::CONFIGURATION, fields, clock.wall(), clock.state()));
     }
     // What may not be stored is told once more at the next start: twice is better than not at all.
     if drafts.is_empty() || record(ledger, drafts).await {

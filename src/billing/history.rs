@@ -16,7 +16,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     ledger::{Ledger, LedgerError, Line, ReadingQuery},
-    model::{ClockState, GENESIS, MeterId, Reading, Seq, Utc},
+    model::{ClockState, GENESIS, MeterId, Reading, Seq, Utc, change},
 };
 
 /// Records read at once.
@@ -233,7 +233,7 @@ pub fn begun(ledger: &dyn Ledger, now: Utc) -> Result<Option<Utc>, LedgerError> 
             }
         }
         let number = |name: &str| record.get(name).and_then(Value::as_i64);
-        if record.get("change").and_then(Value::as_str) == Some("time_fix")
+        if record.get("change").and_then(Value::as_str) == Some(change::TIME_FIX)
             && number("from_seq").is_some_and(|from| from.unsigned_abs() <= first)
             && let Some(offset) = number("offset_ms").and_then(TimeDelta::try_milliseconds)
         {
@@ -334,7 +334,7 @@ fn totals(ledger: &dyn Ledger, day: Day, cover: &Cover) -> Result<(Totals, BTree
             }
             *totals.verdicts.entry(short.verdict.unwrap_or_default()).or_default() += 1;
             *totals.origins.entry(short.origin.unwrap_or_default()).or_default() += 1;
-        } else if short.change.as_deref() == Some("downtime") {
+        } else if short.change.as_deref() == Some(change::DOWNTIME) {
             let at = |value: Option<Value>| value?.as_str()?.parse::<Utc>().ok();
             if let (Some(from), Some(to)) = (at(short.from), at(short.to)) {
                 totals.downtimes.push(Downtime { from, to, seq: line.seq });

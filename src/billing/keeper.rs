@@ -20,7 +20,7 @@ use crate::{
     config::Settings,
     identity::{Identity, Signer},
     ledger::{LedgerError, SharedLedger},
-    model::{ClockState, Draft, RecordType, Seq, Slots, Utc},
+    model::{ClockState, Draft, RecordType, Seq, Slots, Utc, change},
     pipeline,
 };
 
@@ -108,7 +108,7 @@ impl Keeper {
                 ("new_public_key", self.identity.signer().public_key().to_base64()),
             ];
             let fields = fields.into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect();
-            let draft = Draft::change("key_replaced", fields, self.clock.wall(), self.clock.state());
+            let draft = Draft::change(change::KEY_REPLACED, fields, self.clock.wall(), self.clock.state());
             pipeline::append(&self.ledger, vec![draft]).await;
         }
         Ok(history)

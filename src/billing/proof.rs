@@ -10,7 +10,7 @@ use super::signing::signed_bytes;
 use crate::{
     identity::PublicKey,
     ledger::chain::{Verified, verify_line},
-    model::Seq,
+    model::{Seq, change},
 };
 
 /// Hashes that are remembered so that a signed `head` can be compared: a manifest stands behind the last record
@@ -147,7 +147,7 @@ impl Proof {
         let Ok(record) = serde_json::from_slice::<Map<String, Value>>(bytes) else { return Ok(()) };
         let text = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or_default();
         let rotation = verified.facts.kind == "change";
-        if rotation && text("change") != "key_rotated" {
+        if rotation && text("change") != change::KEY_ROTATED {
             return Ok(());
         }
         let id = text(if rotation { "old_key_id" } else { "key_id" });

@@ -11,7 +11,7 @@ use super::{history::History, signing::sign};
 use crate::{
     identity::{Identity, PublicKey, discard_next, pending},
     ledger::{LedgerError, SharedLedger},
-    model::{Asker, ClockState, Draft, Utc},
+    model::{Asker, ClockState, Draft, Utc, change},
 };
 
 /// How long a manifest that is being recorded is waited for. On a full disk it takes until there is room.
@@ -61,7 +61,7 @@ pub async fn rotate(
     fields.insert("new_public_key".into(), new.to_base64().into());
     fields.insert("last_seq".into(), head.seq.into());
     fields.insert("head".into(), head.hash.into());
-    let mut draft = Draft::change("key_rotated", fields, now, clock);
+    let mut draft = Draft::change(change::KEY_ROTATED, fields, now, clock);
     sign(&mut draft, &old);
     // After an error nobody knows whether the record is stored: the next key stays, and `settle` looks.
     ledger.append(vec![draft]).await?;

@@ -28,7 +28,7 @@ use crate::{
     billing,
     bus::DemandRequest,
     ledger::ReadingQuery,
-    model::{Asker, Draft, MeterId, Reading, Seq, Utc, Via, path_word},
+    model::{Asker, Draft, MeterId, Reading, Seq, Utc, Via, change, path_word},
     publish::{self, Outgoing},
     telemetry::{Telemetry, lock},
 };
@@ -72,7 +72,8 @@ impl Console {
         let fields = who.action(action, asked);
         let told = Value::from(fields.clone()).to_string();
         tracing::info!(told, "somebody asks for something to be done");
-        let draft = Draft::change("user_action", fields, telemetry.clock.wall(), telemetry.clock.state());
+        let draft =
+            Draft::change(change::USER_ACTION, fields, telemetry.clock.wall(), telemetry.clock.state());
         match timeout(RECORD_PATIENCE, telemetry.ledger.append(vec![draft])).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(why(&error)),

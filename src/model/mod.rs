@@ -15,7 +15,7 @@ pub use asker::{Asker, User, Via, path_word};
 pub use ids::{BusId, IdError, MeterId, PointName};
 pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
-pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq};
+pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq, change};
 pub use slots::{SlotError, Slots};
 pub use time::{Utc, rfc3339, stepped};
 pub use warning::Warning;

@@ -46,6 +46,42 @@ pub struct ReadingKey {
     pub scheduled_at: Utc,
 }
 
+/// Names of the changes, as they stand in `change` (documented in `docs/mqtt.md`).
+pub mod change {
+    /// The wall clock is far behind the ledger's last record.
+    pub const CLOCK_BEHIND_LEDGER: &str = "clock_behind_ledger";
+    /// The wall clock was set.
+    pub const CLOCK_STEPPED: &str = "clock_stepped";
+    /// From here on the wall clock is not synchronised.
+    pub const CLOCK_UNTRUSTED: &str = "clock_untrusted";
+    /// Another configuration is in force.
+    pub const CONFIGURATION: &str = "configuration";
+    /// Slots that passed while the gateway was down.
+    pub const DOWNTIME: &str = "downtime";
+    /// There is another signing key, and the old one does not say so.
+    pub const KEY_REPLACED: &str = "key_replaced";
+    /// There is another signing key, announced by the old one.
+    pub const KEY_ROTATED: &str = "key_rotated";
+    /// Something went wrong in the store.
+    pub const LEDGER_INCIDENT: &str = "ledger_incident";
+    /// A new ledger begins in the place of an old one.
+    pub const LEDGER_REPLACED: &str = "ledger_replaced";
+    /// A record is damaged and is never delivered.
+    pub const RECORD_DAMAGED: &str = "record_damaged";
+    /// Stands in the place of a record that the ledger cannot take.
+    pub const RECORD_REFUSED: &str = "record_refused";
+    /// Billing could not use a record.
+    pub const REJECTED: &str = "rejected";
+    /// A rejected record was sent again.
+    pub const REJECTED_RESENT: &str = "rejected_resent";
+    /// Old records were removed.
+    pub const RETENTION: &str = "retention";
+    /// By how much the times of a range of records are wrong.
+    pub const TIME_FIX: &str = "time_fix";
+    /// Somebody asked for something to be done.
+    pub const USER_ACTION: &str = "user_action";
+}
+
 /// A record on its way to the ledger, which adds `seq`, `prev` and `hash`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
@@ -72,7 +108,7 @@ impl Draft {
         Draft { kind: RecordType::Reading, recorded_at, clock, fields, key: Some(key) }
     }
 
-    /// A `change` record: `what` names it (`downtime`, `configuration`, `retention`, …).
+    /// A `change` record: `what` is one of the names in [`change`].
     pub fn change(what: &str, mut fields: Map<String, Value>, recorded_at: Utc, clock: ClockState) -> Draft {
         fields.insert("change".into(), what.into());
         Draft { kind: RecordType::Change, recorded_at, clock, fields, key: None }

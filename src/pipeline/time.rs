@@ -11,7 +11,7 @@ use super::append;
 use crate::{
     clock::{Clock, ClockEvent, Stretch},
     ledger::{ReadingQuery, SharedLedger},
-    model::{ClockState, Draft, MeterId, Seq, Utc, rfc3339},
+    model::{ClockState, Draft, MeterId, Seq, Utc, change, rfc3339},
 };
 
 /// How often both clocks are looked at when nobody else does.
@@ -93,7 +93,7 @@ impl TimeTeller {
                     fields.insert("before".into(), name(before));
                     fields.insert("after".into(), name(after));
                     fields.insert("followed".into(), followed.into());
-                    self.note("clock_stepped", fields);
+                    self.note(change::CLOCK_STEPPED, fields);
                 }
                 ClockEvent::Untrusted => {
                     tracing::warn!(
@@ -102,7 +102,7 @@ impl TimeTeller {
                     self.begun.push(self.seen);
                     let mut fields = self.reference();
                     fields.insert("wall".into(), rfc3339(self.clock.wall()).into());
-                    self.note("clock_untrusted", fields);
+                    self.note(change::CLOCK_UNTRUSTED, fields);
                 }
                 ClockEvent::Trusted(stretches) => self.note_fix(&stretches),
             }
@@ -133,11 +133,11 @@ impl TimeTeller {
             fields.insert("from".into(), rfc3339(stretch.from).into());
             fields.insert("to".into(), rfc3339(stretch.to).into());
             fields.insert("offset_ms".into(), offset_ms.into());
-            self.note("time_fix", fields);
+            self.note(change::TIME_FIX, fields);
         }
         if begun.first() == Some(&next) {
             // Trusted before anything was stored: that it was not at first concerns nobody.
-            self.drafts.retain(|draft| draft.fields.get("change") != Some(&"clock_untrusted".into()));
+            self.drafts.retain(|draft| draft.fields.get("change") != Some(&change::CLOCK_UNTRUSTED.into()));
         }
     }
 
@@ -161,7 +161,7 @@ impl TimeTeller {
         fields.insert("last_recorded_at".into(), rfc3339(last).into());
         fields.insert("last_seq".into(), seq.into());
         fields.insert("by_ms".into(), (now - last).num_milliseconds().into());
-        self.note("clock_behind_ledger", fields);
+        self.note(change::CLOCK_BEHIND_LEDGER, fields);
     }
 
     fn note(&mut self, what: &str, fields: Map<String, Value>) {

@@ -16,7 +16,7 @@ use super::super::{
     meta::{CURSORS, Cursors, META, Meta},
     segments::{self, segment_path},
 };
-use crate::model::{ClockState, Draft, GENESIS, Utc};
+use crate::model::{ClockState, Draft, GENESIS, Utc, change};
 
 /// What is to be done; there only while it is being done.
 const NOTE: &str = "replacing.json";
@@ -115,7 +115,7 @@ fn carry_out(disk: &dyn Disk, dir: &Path, note: &Note, reports: &mut Vec<String>
         disk.rename(&dir.join(name), &dir.join(aside)).map_err(io_error(&dir.join(name)))?;
     }
     sync_dir(disk, dir)?;
-    let draft = Draft::change("ledger_replaced", note.draft.clone(), note.meta.created, note.clock);
+    let draft = Draft::change(change::LEDGER_REPLACED, note.draft.clone(), note.meta.created, note.clock);
     let line = chain::seal(&draft, 1, GENESIS)?;
     let path = segment_path(dir, 1);
     let begin = || -> io::Result<()> {

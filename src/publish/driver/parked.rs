@@ -18,13 +18,9 @@ use super::{
 };
 use crate::{
     ledger::{Ledger, LedgerError},
-    model::Seq,
+    model::{Seq, change},
 };
 
-/// Name of the `change` record of a record that billing could not use.
-const REJECTED: &str = "rejected";
-/// Name of the `change` record of one that was sent again.
-const RESENT: &str = "rejected_resent";
 /// Records after which the notes of parked ones are repeated: a start reads so many, in a second or two.
 const REPEAT_AFTER: Seq = 50_000;
 /// Records that a start reads: what may be stored while the repeated notes are on their way comes on top.
@@ -67,14 +63,19 @@ impl Driver {
             self.session.note_again();
         }
         while let Some(note) = self.session.note() {
-            let (change, fields) = match note {
+            let (name, fields) = match note {
                 Note::Rejected(Rejected { seq, reason }) => {
                     let reason = Value::from(reason.as_str());
-                    (REJECTED, Map::from_iter([("record".into(), (*seq).into()), ("reason".into(), reason)]))
+                    (
+                        change::REJECTED,
+                        Map::from_iter([("record".into(), (*seq).into()), ("reason".into(), reason)]),
+                    )
                 }
-                Note::Resent(seq) => (RESENT, Map::from_iter([("record".into(), (*seq).into())])),
+                Note::Resent(seq) => {
+                    (change::REJECTED_RESENT, Map::from_iter([("record".into(), (*seq).into())]))
+                }
             };
-            if self.events.try_send(Incoming::OnRecord { change, fields }).is_err() {
+            if self.events.try_send(Incoming::OnRecord { change: name, fields }).is_err() {
                 return;
             }
             self.session.noted();
@@ -103,17 +104,17 @@ fn recall(ledger: &dyn Ledger) -> BTreeMap<Seq, (Seq, String)> {
         for line in lines {
             from = line.seq + 1;
             // Most records are readings: not worth a parser.
-            if !line.bytes.windows(REJECTED.len()).any(|bytes| bytes == REJECTED.as_bytes()) {
+            if !line.bytes.windows(change::REJECTED.len()).any(|bytes| bytes == change::REJECTED.as_bytes()) {
                 continue;
             }
             match serde_json::from_slice::<Noted>(&line.bytes) {
                 Ok(noted)
-                    if noted.change == REJECTED
+                    if noted.change == change::REJECTED
                         && (parked.len() < MAX_PARKED || parked.contains_key(&noted.seq)) =>
                 {
                     parked.insert(noted.seq, (line.seq, noted.reason));
                 }
-                Ok(noted) if noted.change == RESENT => {
+                Ok(noted) if noted.change == change::REJECTED_RESENT => {
                     parked.remove(&noted.seq);
                 }
                 _ => {}
