@@ -1,11 +1,14 @@
 //! Composition: builds the parts, one task for each bus, supervises them, and takes them down in order.
 
 mod buses;
+mod changes;
 mod house;
+mod listeners;
 mod past;
+mod publisher;
+mod reload;
 
 use std::{
-    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,10 +18,8 @@ use std::{
 use anyhow::Context;
 use chrono::TimeDelta;
 use tokio::{
-    net::{TcpListener, UnixListener},
     signal::unix::{SignalKind, signal},
     sync::watch,
-    task::JoinSet,
     time::{Instant, interval},
 };
 
@@ -26,20 +27,19 @@ use crate::{
     billing,
     bus::RealPorts,
     clock::{Clock, SystemClock},
-    config::{self, Settings},
-    console::{self, Console, Door},
+    config::Settings,
     identity::Identity,
     ledger::{self, FileLedger, Ledger, SharedLedger},
     publish::RealBroker,
     systemd,
 };
 
+use listeners::Listeners;
+
 pub use buses::meter_plan;
 pub use house::{House, Outside};
+pub use listeners::SOCKET;
 pub use past::{leave_note, retain};
-
-/// Name of the Unix socket in the data directory.
-pub const SOCKET: &str = "meter-gateway.sock";
 
 /// How often old segments are looked for.
 const RETENTION: Duration = Duration::from_secs(3600);
@@ -75,14 +75,19 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
     let mut fed = Instant::now();
+    let mut reading: Option<reload::Reading> = None;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = asked_to_stop(&mut stop) => break,
-            _ = reload.recv() => {
+            // One at a time: a signal that comes meanwhile is heard after it, and the files are read once more.
+            _ = reload.recv(), if reading.is_none() => {
                 systemd::reloading();
-                daemon.refused = daemon.reload(&config).await.is_err();
+                reading = Some(reload::read(config.clone()));
+            }
+            read = reload::finished(&mut reading) => {
+                daemon.reload(read).await;
                 systemd::ready(&daemon.status_line());
             }
             _ = supervision.tick() => {
@@ -128,15 +133,11 @@ struct Daemon {
     clock: Arc<dyn Clock>,
     files: Arc<FileLedger>,
     house: House,
-    servers: JoinSet<()>,
-    servers_stop: watch::Sender<bool>,
+    listeners: Listeners,
     /// The last reload found a faulty configuration: the one on disk is not the one in force.
     refused: bool,
     pruned: Instant,
 }
-
-/// The new configuration was refused; the journal has the reasons.
-struct Refused;
 
 impl Daemon {
     async fn start(settings: Settings) -> anyhow::Result<Daemon> {
@@ -166,8 +167,7 @@ impl Daemon {
         let house =
             House::start(Arc::clone(&settings), Arc::clone(&ledger), identity, outside, &incidents).await;
         past::tell_of_hands(&ledger, &settings, &clock, empty).await;
-        let (servers_stop, servers_down) = watch::channel(false);
-        let servers = listen(&settings, house.console(), &servers_down).await?;
+        let listeners = Listeners::start(house.console(), &settings.gateway.data_dir, settings.console).await;
         tracing::info!(
             site = settings.site.id,
             gateway = settings.gateway.id,
@@ -178,7 +178,7 @@ impl Daemon {
             "meter-gateway {} is up",
             env!("CARGO_PKG_VERSION")
         );
-        Ok(Daemon { clock, files, house, servers, servers_stop, refused: false, pruned: Instant::now() })
+        Ok(Daemon { clock, files, house, listeners, refused: false, pruned: Instant::now() })
     }
 
     fn status_line(&self) -> String {
@@ -208,80 +208,12 @@ impl Daemon {
         self.house.supervise()
     }
 
-    /// Takes over a new configuration; a faulty one is refused and the old one kept.
-    async fn reload(&mut self, path: &Path) -> Result<(), Refused> {
-        let settings = match config::load(path, config::environment()) {
-            Ok(settings) => Arc::new(settings),
-            Err(faults) => {
-                for fault in &faults {
-                    tracing::error!(%fault, "configuration fault");
-                }
-                tracing::error!(
-                    faults = faults.len(),
-                    "the new configuration is refused, the old one stays in force"
-                );
-                return Err(Refused);
-            }
-        };
-        log_warnings(&settings);
-        let old = self.house.telemetry().settings();
-        let fixed = |settings: &Settings| {
-            let gateway = &settings.gateway;
-            (gateway.data_dir.clone(), gateway.id.clone(), gateway.mirror_dir.clone())
-        };
-        if fixed(&old) != fixed(&settings) {
-            tracing::error!(
-                "[gateway] cannot be changed by a reload: restart the daemon; the old configuration stays in force"
-            );
-            return Err(Refused);
-        }
-        if self.house.take_over(Arc::clone(&settings)).await {
-            past::note_configuration(&settings.gateway.data_dir, &settings.hash);
-        }
-        tracing::info!(
-            meters = settings.meters.len(),
-            buses = settings.buses.len(),
-            "the new configuration is in force"
-        );
-        Ok(())
-    }
-
     /// The house in its own order, then the doors, then the ledger.
-    async fn stop(mut self) {
+    async fn stop(self) {
         tracing::info!("stopping");
-        let dir = self.house.telemetry().settings().gateway.data_dir.clone();
         self.house.stop().await;
-        let _ = self.servers_stop.send(true);
-        while self.servers.join_next().await.is_some() {} // they end by themselves, soon: `console::server`
-        let _ = std::fs::remove_file(dir.join(SOCKET));
+        self.listeners.stop().await;
         self.files.close();
         tracing::info!(seq = self.files.head().borrow().seq, "stopped");
     }
-}
-
-async fn listen(
-    settings: &Settings,
-    console: &Arc<Console>,
-    down: &watch::Receiver<bool>,
-) -> anyhow::Result<JoinSet<()>> {
-    let mut servers = JoinSet::new();
-    let router = console::router(Arc::clone(console));
-    let path = settings.gateway.data_dir.join(SOCKET);
-    // The lock on the ledger says that no other daemon lives here: a socket found is a dead one's.
-    if let Err(error) = std::fs::remove_file(&path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("{}: the old socket cannot be removed", path.display()));
-    }
-    let socket = UnixListener::bind(&path)
-        .with_context(|| format!("{}: the socket cannot be made", path.display()))?;
-    let owner = router.clone().merge(console::owner_router(Arc::clone(console)));
-    servers.spawn(console::serve(socket, Door::Owner, owner, down.clone()));
-    if let Some(address) = settings.console {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("[console] listen = \"{address}\": cannot be listened on"))?;
-        servers.spawn(console::serve(listener, Door::Port, router, down.clone()));
-    }
-    Ok(servers)
 }

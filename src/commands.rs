@@ -132,8 +132,8 @@ impl Console {
             return Err(format!("{MAX_REPLAYS} replays are waiting: try again later"));
         }
         let place = self
-            .publisher
-            .try_reserve()
+            .publisher()
+            .try_reserve_owned()
             .map_err(|_| "the publisher has too many requests waiting".to_owned())?;
         let asked = Map::from_iter([("from_seq".to_owned(), from.into()), ("to_seq".to_owned(), to.into())]);
         self.put_on_record(who, "replay", asked).await?;

@@ -42,7 +42,7 @@ fn settings(port: u16, version: MqttVersion) -> Mqtt {
 }
 
 struct Gateway {
-    task: JoinHandle<()>,
+    task: JoinHandle<Vec<Outgoing>>,
     inbox: mpsc::Sender<Outgoing>,
     events: mpsc::Receiver<Incoming>,
     inventory: watch::Sender<Inventory>,

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -18,33 +17,30 @@ use tokio::{
 
 use super::{
     buses::{Buses, start_buses},
+    changes::{Changes, Takes},
     past::{LAST_RECORDS, configuration, incident_drafts, record, tell_of_the_past},
+    publisher::{PUBLISHER_INBOX, Publisher},
 };
 use crate::{
     billing,
     bus::{Handed, Ports},
     clock::Clock,
-    commands,
     config::Settings,
     console::Console,
     identity::Identity,
     ledger::SharedLedger,
-    model::{BusId, Draft, Reading, Seq, change},
+    model::{BusId, Draft, Reading, change},
     pipeline::{self, READINGS_QUEUE, TimeTeller},
-    publish::{self, Broker, Incoming, Inventory, Outgoing, PublisherState, Topics},
+    publish::{Broker, PublisherState},
     telemetry::{Telemetry, lock},
 };
 
-/// Requests that may wait for the publisher: replays, inventory, responses.
-const PUBLISHER_INBOX: usize = 64;
 /// A bus that makes no turn for so long hangs: its longest exchange is 10 s of waiting and 40 s of draining.
 const BUS_STALL: Duration = Duration::from_secs(90);
 /// A publisher that makes no turn for so long hangs: it turns every 10 s when there is nothing to do.
 const PUBLISHER_STALL: Duration = Duration::from_secs(60);
 /// A batch that is being written for so long hangs in the disk. A disk that refuses (full) answers, and is waited for.
 const DISK_STALL: Duration = Duration::from_secs(90);
-/// How long the publisher's end may take.
-const LAST_MESSAGES: Duration = Duration::from_secs(2);
 
 /// Where the house gets from what it does not make itself.
 #[derive(Clone)]
@@ -74,13 +70,6 @@ pub struct House {
     progress: HashMap<BusId, (u64, Instant)>,
     /// Incidents of the ledger that are on record.
     told: usize,
-}
-
-struct Publisher {
-    task: JoinHandle<()>,
-    status: watch::Sender<Value>,
-    inventory: watch::Sender<Inventory>,
-    stop: watch::Sender<bool>,
 }
 
 impl House {
@@ -115,7 +104,7 @@ impl House {
         let console = Arc::new(Console {
             telemetry: Arc::clone(&telemetry),
             demands: Mutex::new(HashMap::new()),
-            publisher: inbox,
+            publisher: Mutex::new(inbox),
             ill: health,
         });
         let handed = Arc::default();
@@ -123,7 +112,7 @@ impl House {
         let (down, ends) = watch::channel(false);
         start_manifests(&telemetry, ends);
         let broker = Arc::clone(&outside.broker);
-        let publisher = start_publisher(&settings, &telemetry, &console, requests, publisher_state, broker);
+        let publisher = Publisher::start(&telemetry, &console, broker, publisher_state, requests);
         House {
             outside,
             telemetry,
@@ -168,12 +157,7 @@ impl House {
             changed
         });
         self.tell_incidents();
-        let extras = self.telemetry.published_status();
-        self.publisher.status.send_if_modified(|now| {
-            let changed = *now != extras;
-            *now = extras;
-            changed
-        });
+        self.publisher.tell(self.telemetry.published_status());
         ill.is_none()
     }
 
@@ -204,7 +188,7 @@ impl House {
             }
         }
         let turned = self.telemetry.publisher.borrow().last_turn;
-        if self.publisher.task.is_finished() {
+        if self.publisher.has_ended() {
             reasons.push("the publisher has stopped".into());
         } else if let Some(pause) = turned.map(|at| at.elapsed()).filter(|pause| *pause > PUBLISHER_STALL) {
             reasons.push(format!("the publisher has made no progress for {} s", pause.as_secs()));
@@ -218,15 +202,20 @@ impl House {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Other meters, buses and profiles from now on. Whether that is on record already.
+    /// Another configuration from now on, in all that a reload can change: the buses start again, and the publisher where
+    /// it has to. Whether that is on record already.
     pub async fn take_over(&mut self, settings: Arc<Settings>) -> bool {
         let old = self.telemetry.settings();
+        let changes = Changes::between(&old, &settings);
         self.buses.stop().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
         self.progress.clear();
         let (telemetry, console, ports) = (&self.telemetry, &self.console, &self.outside.ports);
         self.buses = start_buses(&settings, telemetry, console, ports, &self.readings, &self.handed);
-        let _ = self.publisher.inventory.send(inventories(&settings));
+        self.publisher.announce();
+        if changes.any(Takes::Publisher) {
+            self.publisher.start_again().await;
+        }
         let fields = configuration(Some(&old.hash), &settings.hash);
         let clock = &self.outside.clock;
         let draft = Draft::change(change::CONFIGURATION, fields, clock.wall(), clock.state());
@@ -246,50 +235,9 @@ impl House {
         if timeout(LAST_RECORDS, &mut self.writer).await.is_err() {
             tracing::error!("records could not be stored before the end");
         }
-        let _ = self.publisher.stop.send(true);
-        let _ = timeout(LAST_MESSAGES, &mut self.publisher.task).await;
-        self.publisher.task.abort();
+        self.publisher.stop().await;
         let _ = self.down.send(true);
     }
-}
-
-fn start_publisher(
-    settings: &Arc<Settings>,
-    telemetry: &Arc<Telemetry>,
-    console: &Arc<Console>,
-    requests: mpsc::Receiver<Outgoing>,
-    state: watch::Sender<PublisherState>,
-    broker: Arc<dyn Broker>,
-) -> Publisher {
-    let (status, status_seen) = watch::channel(telemetry.published_status());
-    let (inventory, inventory_seen) = watch::channel(inventories(settings));
-    let (stop, down) = watch::channel(false);
-    let (events, mut incoming) = mpsc::channel(PUBLISHER_INBOX);
-    let names = Topics {
-        prefix: settings.mqtt.topic_prefix.clone(),
-        site: settings.site.id.clone(),
-        gateway: settings.gateway.id.clone(),
-    };
-    let task = tokio::spawn(publish::run(publish::Context {
-        settings: settings.mqtt.clone(),
-        names,
-        ledger: Arc::clone(&telemetry.ledger),
-        inbox: requests,
-        events,
-        status: status_seen,
-        inventory: inventory_seen,
-        state,
-        shutdown: down,
-        broker,
-    }));
-    let (console, telemetry) = (Arc::clone(console), Arc::clone(telemetry));
-    tokio::spawn(async move {
-        let memory = Arc::new(commands::Memory::default());
-        while let Some(event) = incoming.recv().await {
-            answer(event, &console, &telemetry, &memory).await;
-        }
-    });
-    Publisher { task, status, inventory, stop }
 }
 
 /// Ends with the servers.
@@ -298,61 +246,4 @@ fn start_manifests(telemetry: &Arc<Telemetry>, down: watch::Receiver<bool>) {
     let keeper = billing::Keeper::new(ledger, Arc::clone(&telemetry.identity), clock);
     let telemetry = Arc::clone(telemetry);
     tokio::spawn(billing::keep(keeper, move || telemetry.settings(), down));
-}
-
-fn inventories(settings: &Settings) -> Inventory {
-    settings.meters.iter().map(|meter| (meter.id.clone(), publish::describe(meter))).collect()
-}
-
-/// What comes down from the broker: commands, and what the publisher found on its way.
-async fn answer(
-    event: Incoming,
-    console: &Arc<Console>,
-    telemetry: &Arc<Telemetry>,
-    memory: &Arc<commands::Memory>,
-) {
-    match event {
-        Incoming::Damaged { seq, detail } => {
-            put_on_record(change::RECORD_DAMAGED, damage(seq, detail), telemetry).await;
-        }
-        Incoming::OnRecord { change, fields } => put_on_record(change, fields, telemetry).await,
-        Incoming::Command(command) => {
-            let (console, memory) = (Arc::clone(console), Arc::clone(memory));
-            // A read takes seconds: other commands must not wait behind it.
-            tokio::spawn(async move {
-                if let Some(response) = commands::answer(&command, &console, &memory).await {
-                    let _ = console.publisher.send(Outgoing::Response(response)).await;
-                }
-            });
-        }
-    }
-}
-
-async fn put_on_record(name: &str, fields: Map<String, Value>, telemetry: &Telemetry) {
-    let draft = Draft::change(name, fields, telemetry.clock.wall(), telemetry.clock.state());
-    pipeline::append(&telemetry.ledger, vec![draft]).await;
-}
-
-/// Not `seq`: that name is the record's own, and the ledger refuses a draft that uses it.
-fn damage(seq: Seq, detail: String) -> Map<String, Value> {
-    Map::from_iter([("record".into(), seq.into()), ("detail".into(), detail.into())])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        ledger::{Ledger, MemoryLedger},
-        model::{ClockState, Utc},
-    };
-
-    #[tokio::test]
-    async fn a_damaged_record_can_be_put_on_record() {
-        let ledger = MemoryLedger::new("0123456789abcdef0123456789abcdef");
-        let fields = damage(7, "the hash does not match".into());
-        let draft = Draft::change(change::RECORD_DAMAGED, fields, Utc::UNIX_EPOCH, ClockState::Synced);
-        ledger.append(vec![draft]).await.unwrap();
-        let line = ledger.read(1, 1, 1000).unwrap().remove(0);
-        assert_eq!(serde_json::from_slice::<Value>(&line.bytes).unwrap()["record"], 7);
-    }
 }

@@ -29,6 +29,8 @@ use crate::{
 pub use essentials::{Essentials, essentials};
 pub use fault::Fault;
 pub use load::{Checked, Shelf, check, environment, load, load_from};
+#[cfg(test)]
+pub(crate) use site::section_keys;
 
 /// A whole, faultless configuration.
 #[derive(Debug, Clone)]
@@ -109,7 +111,7 @@ pub enum Confirm {
 }
 
 /// `[mqtt]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mqtt {
     /// Host name or address.
     pub host: String,
@@ -132,7 +134,7 @@ pub struct Mqtt {
 }
 
 /// Files for `mqtts://`, read at each connection.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// PEM.
     pub ca_file: Option<PathBuf>,

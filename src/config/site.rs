@@ -57,6 +57,23 @@ const MQTT_KEYS: [&str; 10] = [
 const BILLING_KEYS: [&str; 3] = ["day", "time", "window_hours"];
 const CONSOLE_KEYS: [&str; 1] = ["listen"];
 
+/// The paths of all keys of sections.
+#[cfg(test)]
+pub(crate) fn section_keys() -> std::collections::BTreeSet<String> {
+    let sections: [(&str, &[&str]); 6] = [
+        ("site", &SITE_KEYS),
+        ("gateway", &GATEWAY_KEYS),
+        ("reading", &READING_KEYS),
+        ("mqtt", &MQTT_KEYS),
+        ("billing", &BILLING_KEYS),
+        ("console", &CONSOLE_KEYS),
+    ];
+    sections
+        .iter()
+        .flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")))
+        .collect()
+}
+
 pub(super) fn site(root: &Section) -> Site {
     let mut site = Site { id: String::new(), name: String::new(), timezone: Tz::UTC };
     let needed = "add [site] with id and timezone";

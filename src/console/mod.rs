@@ -49,13 +49,18 @@ pub struct Console {
     pub telemetry: Arc<Telemetry>,
     /// Where each bus takes demands, by the meters it has.
     pub demands: std::sync::Mutex<HashMap<MeterId, mpsc::Sender<DemandRequest>>>,
-    /// The publisher's inbox.
-    pub publisher: mpsc::Sender<Outgoing>,
+    /// The publisher's inbox; a reload may replace it.
+    pub publisher: std::sync::Mutex<mpsc::Sender<Outgoing>>,
     /// `None`: every task makes progress; else the reason why not.
     pub ill: watch::Receiver<Option<String>>,
 }
 
 impl Console {
+    /// The inbox of the publisher that is at work.
+    pub fn publisher(&self) -> mpsc::Sender<Outgoing> {
+        lock(&self.publisher).clone()
+    }
+
     /// Puts on record who asked for what. What is not on record is not done: an error says so.
     pub async fn put_on_record(
         &self,

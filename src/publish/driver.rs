@@ -55,8 +55,9 @@ const TURN: Duration = Duration::from_secs(10);
 const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// Publishes until `shutdown`, then says goodbye; that takes two seconds at most: the daemon promises five for its whole end.
-pub async fn run(context: Context) {
-    Driver::new(context).run().await;
+/// Returns the replays that were not sent.
+pub async fn run(context: Context) -> Vec<Outgoing> {
+    Driver::new(context).run().await
 }
 
 #[allow(clippy::struct_excessive_bools)] // each is an edge of its own that was told or not
@@ -138,7 +139,7 @@ impl Driver {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self) -> Vec<Outgoing> {
         self.recall_parked().await;
         loop {
             self.notice_shutdown();
@@ -156,7 +157,11 @@ impl Driver {
                     }) {
                         self.farewell().await;
                         self.show();
-                        return;
+                        return self
+                            .session
+                            .into_replays()
+                            .map(|(from, to)| Outgoing::Replay { from, to })
+                            .collect();
                     }
                     self.wait(until.map(Instant::from_std)).await;
                 }

@@ -275,6 +275,11 @@ impl Session {
         self.stopping = true;
     }
 
+    /// What waits to be sent once more, at the end of this session.
+    pub fn into_replays(self) -> impl Iterator<Item = (Seq, Seq)> {
+        self.replays.into_iter().map(RangeInclusive::into_inner)
+    }
+
     /// Messages without an acknowledgement.
     pub fn in_flight(&self) -> usize {
         self.outstanding.iter().filter(|o| o.verdict.is_none()).count()

@@ -53,7 +53,7 @@ pub async fn stored(count: u64) -> Arc<MemoryLedger> {
 }
 
 pub struct Gateway {
-    task: JoinHandle<()>,
+    task: JoinHandle<Vec<Outgoing>>,
     house: JoinHandle<()>,
     pub inbox: mpsc::Sender<Outgoing>,
     pub state: watch::Receiver<PublisherState>,

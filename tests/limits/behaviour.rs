@@ -118,7 +118,7 @@ fn poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Poll<T> {
 async fn a_full_inbox_of_the_publisher_refuses_a_replay_at_once() {
     let (house, _dir) = house().await;
     let console = Arc::clone(house.console());
-    let asked = |_| console.publisher.try_send(Outgoing::Replay { from: 1, to: 1 });
+    let asked = |_| console.publisher().try_send(Outgoing::Replay { from: 1, to: 1 });
     let answers: Vec<_> = (0..65).map(asked).collect();
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 64);
     assert!(answers[64].is_err(), "the asker is told at once");
