@@ -4,6 +4,8 @@
 
 #[path = "config/same_device.rs"]
 mod same_device;
+#[path = "config/spreadsheet.rs"]
+mod spreadsheet;
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 

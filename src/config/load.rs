@@ -240,7 +240,7 @@ fn profiles(
 ) -> (BTreeMap<String, SharedProfile>, BTreeSet<String>) {
     let mut texts = Vec::new();
     let mut broken = BTreeSet::new();
-    if let Some(dir) = root.text("profiles_dir").map(|dir| base.join(dir)) {
+    if let Some(dir) = root.path("profiles_dir").map(|dir| base.join(dir)) {
         let paths = profile_files(files.shelf, &dir).unwrap_or_else(|error| {
             let message = format!("cannot read {}: {error}", dir.display());
             root.fault("profiles_dir", message, Some("a directory, relative to this file".into()));
@@ -281,7 +281,7 @@ fn profile_files(shelf: &dyn Shelf, dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn sheet(root: &Section, base: &Path, files: &mut Files<'_>, findings: &Findings) -> (String, Sheet) {
-    let Some(path) = root.text("meters_file").map(|name| base.join(name)) else {
+    let Some(path) = root.path("meters_file").map(|name| base.join(name)) else {
         return (String::new(), Sheet::default());
     };
     let file = path.display().to_string();

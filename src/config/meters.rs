@@ -78,6 +78,9 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
     }
     protocol(&section);
     let id: Option<MeterId> = section.parsed("id");
+    if let Some(id) = &id {
+        section.doubt("id", id.as_str());
+    }
     let bus = bus(&section, context.buses);
     let unit = unit(&section, bus.and_then(|bus| bus.link.as_ref()));
     let profile = profile(&section, context);
@@ -88,9 +91,9 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
         section.fault("ct_ratio", format!("{ct_ratio} × {pt_ratio} has more than 28 digits"), None);
     }
     let parent: Option<MeterId> = section.parsed("parent");
-    let text = |key| section.text(key).map(str::to_owned);
-    let serial = text("serial");
-    let (building, unit_name, room) = (text("building"), text("unit"), text("room"));
+    let serial = serial(&section, profile.as_ref());
+    let label = |key| section.label(key).map(str::to_owned);
+    let (building, unit_name, room) = (label("building"), label("unit"), label("room"));
     let interval_secs =
         section.integer("interval_secs", 0..=MAX_INTERVAL_SECS, " seconds").unwrap_or(context.interval_secs);
     let timeout = section
@@ -158,21 +161,43 @@ fn bus<'a>(section: &Section, buses: &'a [buses::Found<'a>]) -> Option<&'a buses
 
 /// Unit ids: 1 to 247 on a serial line (Modbus over Serial Line V1.02, 2.2); a TCP peer may want 0 or 255.
 fn unit(section: &Section, link: Option<&Link>) -> Option<u8> {
-    let text = section.text_or_number("address")?;
     let serial = matches!(link, Some(Link::Serial { .. } | Link::SerialOverTcp { .. }));
     let range = if serial { 1..=247 } else { 0..=255 };
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let unit = text.parse::<u8>().ok().filter(|unit| digits && range.contains(unit));
-    if unit.is_none() {
-        let (low, high) = (range.start(), range.end());
-        let kind = if serial { "a serial line" } else { "a Modbus TCP bus" };
-        section.fault(
-            "address",
-            format!("{text:?} is not a Modbus unit id: expected {low} to {high} on {kind}"),
-            Some("the unit id is set at the meter, often in its menu".into()),
-        );
+    let (low, high) = (range.start(), range.end());
+    let kind = if serial { "a serial line" } else { "a Modbus TCP bus" };
+    section.parsed_number(
+        "address",
+        |text| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|unit| digits && range.contains(unit))
+        },
+        &format!("is not a Modbus unit id: expected {low} to {high} on {kind}"),
+        "the unit id is set at the meter, often in its menu",
+    )
+}
+
+/// A serial number that the meter can never tell would make every reading bad.
+fn serial(section: &Section, profile: Option<&SharedProfile>) -> Option<String> {
+    let text = section.text("serial")?;
+    match profile.and_then(|profile| profile.serial.as_ref()) {
+        Some(point) if !point.can_tell(text) => {
+            let digits: String =
+                text.split(".0").next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+            let hint = if digits != text && point.can_tell(&digits) {
+                format!("did you mean `{digits}`?")
+            } else {
+                "as the meter tells it, or leave it out".into()
+            };
+            let message = format!("{text:?} can never be what the meter tells, expected {}", point.range());
+            section.fault("serial", message, Some(hint));
+            None
+        }
+        Some(_) => Some(text.to_owned()),
+        None => {
+            section.doubt("serial", text);
+            Some(text.to_owned())
+        }
     }
-    unit
 }
 
 fn profile(section: &Section, context: &Context) -> Option<SharedProfile> {

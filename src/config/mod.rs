@@ -4,12 +4,15 @@
 //! business of `profile`; whether the site answers is the business of `bus` and `publish`.
 
 mod buses;
+mod cell;
 mod endpoint;
 mod essentials;
 mod fault;
 mod load;
+mod lookalike;
 mod meters;
 mod meters_file;
+mod number;
 pub mod poll_plan;
 mod section;
 mod site;

@@ -6,10 +6,11 @@ use std::{collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
 use serde_json::{Map, Value};
 
 use super::{
-    Fault,
+    Fault, cell,
     fault::{Findings, did_you_mean},
+    lookalike, number,
 };
-use crate::model::Dec;
+use crate::model::{Dec, is_visible};
 
 /// Where a table stands.
 #[derive(Debug, Clone)]
@@ -103,9 +104,12 @@ impl<'a> Section<'a> {
         sections
     }
 
-    /// Notes a fault at a key.
+    /// Notes a fault at a key. Where a character of the value only looks like the right one, the hint says so.
     pub(super) fn fault(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
         let (file, place) = self.place(key);
+        let odd = self.map.get(key).and_then(Value::as_str).and_then(lookalike::first);
+        let hints: Vec<String> = odd.into_iter().chain(hint).collect();
+        let hint = (!hints.is_empty()).then(|| hints.join("; "));
         self.findings.add(Fault { file, place, message: message.into(), hint });
     }
 
@@ -174,32 +178,107 @@ impl<'a> Section<'a> {
     }
 
     /// Text that is not empty and prints on one line.
-    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
+    fn line(&self, key: &str) -> Option<&'a str> {
         match self.map.get(key)? {
             Value::String(text) if text.trim().is_empty() => {
                 self.fault(key, "empty", Some("leave the key out if there is nothing to say".into()));
                 None
             }
-            Value::String(text) if text.chars().any(char::is_control) => {
-                self.fault(key, "holds a control character, expected plain text on one line", None);
-                None
-            }
-            Value::String(text) => Some(text),
+            Value::String(text) => match text.chars().find(|c| !is_visible(*c)) {
+                Some(hidden) => {
+                    let name = u32::from(hidden);
+                    let message = format!(
+                        "holds the control or invisible character U+{name:04X}, expected plain text on one line"
+                    );
+                    self.fault(key, message, Some("type it again instead of pasting it".into()));
+                    None
+                }
+                None => Some(text),
+            },
             other => {
-                let hint = matches!(other, Value::Number(_) | Value::Bool(_))
-                    .then(|| format!("put it in quotes: {key} = \"{other}\""));
+                let hint = match other {
+                    Value::Number(number) if number.is_f64() => {
+                        Some(format!("put it in quotes, digit by digit as it stands: {key} = \"…\""))
+                    }
+                    Value::Number(_) | Value::Bool(_) => {
+                        Some(format!("put it in quotes: {key} = \"{other}\""))
+                    }
+                    _ => None,
+                };
                 self.fault(key, format!("{} stands where text was expected", seen(other)), hint);
                 None
             }
         }
     }
 
-    /// Text or a whole number, as text.
-    pub(super) fn text_or_number(&self, key: &str) -> Option<String> {
-        match self.map.get(key)? {
-            Value::Number(number) if number.is_i64() => Some(number.to_string()),
-            _ => self.text(key).map(str::to_owned),
+    /// What people read: a name, a place. What a spreadsheet may have made of it is worth a look.
+    pub(super) fn label(&self, key: &str) -> Option<&'a str> {
+        let text = self.line(key)?;
+        if let Some(spoiled) = self.spoiled(text) {
+            self.warn(key, spoiled.message, Some(spoiled.hint));
         }
+        Some(text)
+    }
+
+    /// A path: any characters.
+    pub(super) fn path(&self, key: &str) -> Option<&'a str> {
+        self.line(key)
+    }
+
+    /// What programs compare: plain characters, and no cell that a spreadsheet has spoiled.
+    pub(super) fn text(&self, key: &str) -> Option<&'a str> {
+        let text = self.line(key)?;
+        if let Some(spoiled) = self.spoiled(text).filter(|spoiled| spoiled.certain) {
+            self.fault(key, spoiled.message, Some(spoiled.hint));
+            return None;
+        }
+        if lookalike::first(text).is_some() {
+            self.fault(
+                key,
+                format!("{text:?}"),
+                Some(format!("write {:?}", lookalike::plainly(text).trim())),
+            );
+            return None;
+        }
+        Some(text)
+    }
+
+    /// Notes what a spreadsheet may have made of this text, where nothing else will tell.
+    pub(super) fn doubt(&self, key: &str, text: &str) {
+        if let Some(spoiled) = self.spoiled(text) {
+            self.warn(key, spoiled.message, Some(spoiled.hint));
+        }
+    }
+
+    /// Meters and buses are what people keep in spreadsheets, and copy from there.
+    fn spoiled(&self, text: &str) -> Option<cell::Spoiled> {
+        matches!(self.place, Place::Entry(..) | Place::Row(..)).then(|| cell::spoiled(text))?
+    }
+
+    /// What may be meant by a number that is none.
+    fn number_hint(&self, text: &str, meant: Option<String>) -> Option<String> {
+        let meant = meant.filter(|meant| meant != text).map(|meant| format!("did you mean `{meant}`?"));
+        self.spoiled(&lookalike::plainly(text)).map(|spoiled| spoiled.hint).or(meant)
+    }
+
+    /// Text that `parse` understands, or a whole number as text; else a fault that says what was expected.
+    pub(super) fn parsed_number<T>(
+        &self,
+        key: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        expected: &str,
+        hint: &str,
+    ) -> Option<T> {
+        let text = match self.map.get(key)? {
+            Value::Number(number) if number.is_i64() => number.to_string(),
+            _ => self.line(key)?.to_owned(),
+        };
+        let found = parse(&text);
+        if found.is_none() {
+            let meant = self.number_hint(&text, number::integer_meant(&text));
+            self.fault(key, format!("{text:?} {expected}"), meant.or_else(|| Some(hint.to_owned())));
+        }
+        found
     }
 
     /// Text that parses; the parser's error is the message.
@@ -227,6 +306,7 @@ impl<'a> Section<'a> {
             Value::String(text) if self.untyped(key) => text.trim().parse().ok(),
             _ => None,
         };
+        let text = value.as_str().unwrap_or_default();
         let found = number.filter(|n| range.contains(n)).and_then(|n| T::try_from(n).ok());
         if found.is_none() {
             let quoted = value.as_str().filter(|text| !self.untyped(key) && text.parse::<i64>().is_ok());
@@ -234,7 +314,8 @@ impl<'a> Section<'a> {
             let nearest = number.map(|n| {
                 format!("the nearest that is allowed: {key} = {}", n.clamp(*range.start(), *range.end()))
             });
-            self.fault(key, format!("{}, {expected}", seen(value)), hint.or(nearest));
+            let meant = || self.number_hint(text, number::integer_meant(text));
+            self.fault(key, format!("{}, {expected}", seen(value)), hint.or(nearest).or_else(meant));
         }
         found
     }
@@ -249,7 +330,7 @@ impl<'a> Section<'a> {
                 self.fault(key, message, Some(format!("put it in quotes: {key} = \"{number}\"")));
                 return None;
             }
-            _ => self.text(key)?.to_owned(),
+            _ => self.line(key)?.to_owned(),
         };
         match text.parse::<Dec>() {
             Ok(number) if !number.is_negative() && !number.is_zero() => Some(number),
@@ -258,7 +339,8 @@ impl<'a> Section<'a> {
                 None
             }
             Err(error) => {
-                self.fault(key, error.to_string(), None);
+                let hint = self.number_hint(&text, number::decimal_meant(&text));
+                self.fault(key, error.to_string(), hint);
                 None
             }
         }
@@ -266,7 +348,7 @@ impl<'a> Section<'a> {
 
     /// One of a few words.
     pub(super) fn one_of<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<T> {
-        let text = self.text(key)?;
+        let text = self.line(key)?;
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         if found.is_none() {
             let expected: Vec<String> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();

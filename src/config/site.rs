@@ -81,7 +81,7 @@ pub(super) fn site(root: &Section) -> Site {
     section.require("id", "a short name for topics, e.g. id = \"riverside\"");
     section.require("timezone", "days and slots are local: e.g. timezone = \"Asia/Shanghai\"");
     site.id = topic_id(&section).unwrap_or_default();
-    site.name = section.text("name").map_or_else(|| site.id.clone(), str::to_owned);
+    site.name = section.label("name").map_or_else(|| site.id.clone(), str::to_owned);
     if let Some(text) = section.text("timezone") {
         match text.parse() {
             Ok(zone) => site.timezone = zone,
@@ -107,14 +107,14 @@ pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
     let Some(section) = root.table("gateway", &GATEWAY_KEYS, Some(needed)) else { return gateway };
     section.require("id", "a short name for topics, e.g. id = \"gw-01\"");
     gateway.id = topic_id(&section).unwrap_or_default();
-    if let Some(dir) = section.text("data_dir") {
+    if let Some(dir) = section.path("data_dir") {
         gateway.data_dir = base.join(dir);
     }
     if let Some(reserve_mb) = section.integer::<u64>("reserve_mb", RESERVE_RANGE, " MB") {
         gateway.reserve_bytes = reserve_mb * MEGABYTE;
     }
     // Whether it is there is not asked here: a card that is not in its slot must not keep meters from being read.
-    if let Some(dir) = section.text("mirror_dir").map(|dir| base.join(dir)) {
+    if let Some(dir) = section.path("mirror_dir").map(|dir| base.join(dir)) {
         let data = &gateway.data_dir;
         if dir.starts_with(data) || data.starts_with(&dir) {
             section.fault(
@@ -242,7 +242,7 @@ pub(super) fn mqtt(root: &Section, base: &Path, gateway_id: &str, credentials: O
     }
     mqtt.username = section.text("username").map(str::to_owned);
     mqtt.password_file =
-        section.text("password_file").map(|name| password(&section, base, name, credentials));
+        section.path("password_file").map(|name| password(&section, base, name, credentials));
     if mqtt.password_file.is_some() && !section.has("username") {
         section.fault("username", "missing: a password_file is given", Some("add username".into()));
     }
@@ -329,7 +329,7 @@ fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Pat
 fn tls(section: &Section, base: &Path, secure: Option<bool>) -> Option<Tls> {
     const KEYS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
     let pem = |key: &str, marker: &str| {
-        let path = base.join(section.text(key)?);
+        let path = base.join(section.path(key)?);
         let problem = match fs::read(&path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains(marker) => None,
             Ok(_) => Some(io::Error::other(format!("expected PEM with {marker:?}"))),

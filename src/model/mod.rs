@@ -8,6 +8,7 @@ mod quantity;
 mod reading;
 mod record;
 mod slots;
+mod text;
 mod time;
 mod warning;
 
@@ -17,5 +18,6 @@ pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
 pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq, change};
 pub use slots::{SlotError, Slots};
+pub use text::{is_visible, printable};
 pub use time::{Utc, rfc3339, stepped};
 pub use warning::Warning;

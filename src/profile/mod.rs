@@ -162,5 +162,33 @@ pub struct SerialPoint {
     pub source: String,
 }
 
+impl SerialPoint {
+    /// Whether the device may tell this number. Zeros in front do not count: neither cell nor comparison keeps them.
+    pub fn can_tell(&self, serial: &str) -> bool {
+        let digits = !serial.is_empty() && serial.bytes().all(|byte| byte.is_ascii_digit());
+        let number = serial.trim_start_matches('0');
+        digits && (number.is_empty() || number.parse().is_ok_and(|number: u64| number <= self.largest()))
+    }
+
+    /// What it may tell, in words.
+    pub fn range(&self) -> String {
+        format!("digits alone, at most {}", self.largest())
+    }
+
+    fn largest(&self) -> u64 {
+        match self.cell.encoding.kind {
+            Kind::U16 | Kind::Bits16 => u16::MAX.into(),
+            Kind::I16 => i16::MAX.unsigned_abs().into(),
+            Kind::U32 | Kind::Bits32 | Kind::F32 => u32::MAX.into(),
+            Kind::I32 => i32::MAX.unsigned_abs().into(),
+            Kind::U64 | Kind::F64 => u64::MAX,
+            Kind::I64 => i64::MAX.unsigned_abs(),
+            Kind::Bcd16 => 9999,
+            Kind::Bcd32 => 99_999_999,
+            Kind::Bcd64 => 9_999_999_999_999_999,
+        }
+    }
+}
+
 /// Shared by every meter of that type.
 pub type SharedProfile = Arc<Profile>;
