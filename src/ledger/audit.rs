@@ -13,7 +13,8 @@ use super::{
     disk::{Disk, RealDisk},
     files::io_error,
     meta::Meta,
-    segments::{lines_from, list, segment_path},
+    placing::placed,
+    segments::{lines_from, segment_path},
 };
 use crate::model::{GENESIS, Seq};
 
@@ -111,7 +112,8 @@ fn walk(
     let dir = data_dir.join("ledger");
     let mut meta = load(disk, &dir)?;
     let to = to.unwrap_or(Seq::MAX);
-    let files = list(disk, &dir)?;
+    let placed = placed(disk, &dir, &meta)?;
+    let files = &placed.files;
     let chosen: Vec<(Seq, Option<Seq>, u64)> = files
         .iter()
         .enumerate()
@@ -122,6 +124,7 @@ fn walk(
     let head = Head { seq: 0, hash: GENESIS.into() };
     let mut report =
         Report { ledger: meta.id.clone(), records: 0, first: 0, head, faults: Vec::new(), more_faults: 0 };
+    placed.faults(&dir).for_each(|fault| report.fault(fault));
     let mut done = 0;
     // The record before the next file: known at the very beginning, behind a pruned range, behind a whole file.
     let mut before: Option<(Seq, Option<String>)> = None;

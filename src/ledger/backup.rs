@@ -16,6 +16,7 @@ use super::{
     disk::{Disk, DiskFile, Reader, RealDisk},
     files::{io_error, sync_dir},
     meta::{Cursors, Meta},
+    placing::placed,
     segments::{Scan, list, scan, segment_path},
     store::begin_again,
 };
@@ -78,7 +79,7 @@ pub fn backup(
     disk.create_dirs(&into).map_err(io_error(&into))?;
     // Before the first file of a new backup: a backup that was broken off is gone on with.
     meta.store(&*disk, &into)?;
-    let mut copied = copy(&*disk, &from, &into, to, progress)?;
+    let mut copied = copy(&*disk, &from, &into, &meta, to, progress)?;
     // Once more, for what retention removed meanwhile; the cursors as far as the copy reaches.
     let meta = Meta::load(&*disk, &from)?.unwrap_or(meta);
     meta.store(&*disk, &into)?;
@@ -116,12 +117,13 @@ pub fn restore(
         refused(&from, &format!("the backup was not finished ({reason})\n  hint: run `ledger backup` again"))
     })?;
     disk.create_dirs(&into).map_err(io_error(&into))?;
-    let mut copied = copy(&*disk, &from, &into, None, progress)?;
+    let mut copied = copy(&*disk, &from, &into, &meta, None, progress)?;
     copied.ledger.clone_from(&meta.id);
     cursors.store(&*disk, &into, &meta.id)?;
     meta.store(&*disk, &into)?;
     let report = audit(data_dir, 1, None, &mut |_, _| ())?;
-    copied.faults = report.faults;
+    let left_out = placed(&*disk, &from, &meta)?;
+    copied.faults = left_out.faults(&from).chain(report.faults).collect();
     let end = report.head.seq;
     if billing_has.is_some_and(|seq| seq <= end) && end >= cursors.stored {
         return Ok(Restored { ledger: meta.id, next: end + 1, copied });
@@ -135,14 +137,22 @@ fn copy(
     disk: &dyn Disk,
     from: &Path,
     into: &Path,
+    meta: &Meta,
     to: Option<Seq>,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Copied, LedgerError> {
-    let files = list(disk, from)?;
+    let placed = placed(disk, from, meta)?;
+    let files = &placed.files;
     let have = list(disk, into)?;
     let total = files.iter().map(|(_, bytes)| bytes).sum();
     let head = Head { seq: 0, hash: GENESIS.into() };
-    let mut copied = Copied { ledger: String::new(), head, files: (0, 0), bytes: 0, faults: Vec::new() };
+    let mut copied = Copied {
+        ledger: String::new(),
+        head,
+        files: (0, 0),
+        bytes: 0,
+        faults: placed.faults(from).collect(),
+    };
     let mut done = 0;
     for (at, (first, bytes)) in files.iter().enumerate() {
         if to.is_some_and(|to| *first > to) {

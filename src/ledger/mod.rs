@@ -16,6 +16,7 @@ mod memory;
 #[doc(hidden)] // for the fuzz targets: what is read back from disk is foreign
 pub mod meta;
 mod mirror;
+mod placing;
 mod segments;
 mod store;
 #[doc(hidden)] // as above

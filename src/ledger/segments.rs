@@ -13,12 +13,15 @@ use super::{
     chain::{MAX_LINE, Step, Walk, verify_line},
     disk::{Disk, DiskFile, Reader},
     files::{Lines, io_error, sync_dir},
+    placing::set_aside,
     summary::Summary,
 };
 use crate::model::Seq;
 
 /// Largest segment that may be asked for: offsets are kept in 32 bits, and one batch may overshoot it.
 pub const MAX_SEGMENT: u64 = 1 << 30;
+/// Bytes from the end in which the last record is looked for first: a dozen usual ones.
+const TAIL: u64 = 16 * 1024;
 /// How many damaged places of one segment are named; beyond, they are all the same fault.
 const MAX_NAMED: usize = 100;
 
@@ -145,22 +148,28 @@ pub fn last_hash(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<(Se
     Ok(last)
 }
 
-/// The last line of a segment that proves itself, wherever it stands. Reads from the end, in growing steps.
-pub fn last_readable(
-    disk: &dyn Disk,
-    path: &Path,
-    length: u64,
-) -> Result<Option<(Seq, String)>, LedgerError> {
-    let mut span = 4 * (MAX_LINE as u64 + 1);
+/// The last line of a file that proves itself.
+pub struct End {
+    pub seq: Seq,
+    pub hash: String,
+    /// Bytes behind it.
+    pub rest: u64,
+}
+
+/// The last line of a segment that proves itself, wherever it stands. Reads from the end, in growing steps; what a writer
+/// has added behind `length` counts.
+pub fn last_readable(disk: &dyn Disk, path: &Path, length: u64) -> Result<Option<End>, LedgerError> {
+    let mut span = TAIL;
     loop {
         let offset = length.saturating_sub(span);
-        let mut lines = lines_from(disk, path, offset, length)?;
-        let mut last = None;
-        while lines.next_chunk().map_err(io_error(path))?.is_some() {
-            last = verify_line(lines.bytes()).ok().map(|line| (line.seq, line.hash)).or(last);
+        let mut lines = lines_from(disk, path, offset, u64::MAX)?;
+        let (mut last, mut end) = (None, offset);
+        while let Some(chunk) = lines.next_chunk().map_err(io_error(path))? {
+            end = chunk.end;
+            last = verify_line(lines.bytes()).ok().map(|line| (line, chunk.end)).or(last);
         }
         if last.is_some() || offset == 0 {
-            return Ok(last);
+            return Ok(last.map(|(line, at)| End { seq: line.seq, hash: line.hash, rest: end - at }));
         }
         span = span.saturating_mul(8);
     }
@@ -213,12 +222,15 @@ impl Appender {
         Ok(Appender { disk: disk.clone(), dir: dir.to_owned(), path, file, first, durable, dirty: false })
     }
 
-    /// Seals this segment and goes on in a new one.
-    pub fn rotate(&mut self, first: Seq) -> Result<(), LedgerError> {
+    /// Seals this segment and goes on in a new one. What somebody has laid there under its name is set aside; returned is
+    /// as what.
+    pub fn rotate(&mut self, first: Seq) -> Result<Option<PathBuf>, LedgerError> {
         self.repair()?;
+        let there = list(&*self.disk, &self.dir)?.iter().any(|(name, bytes)| *name == first && *bytes > 0);
+        let aside = there.then(|| set_aside(&*self.disk, &self.dir, first)).transpose()?;
         let next = Appender::open(&self.disk, &self.dir, first, 0)?;
         (self.path, self.file, self.first, self.durable) = (next.path, next.file, first, 0);
-        Ok(())
+        Ok(aside)
     }
 
     /// Appends and syncs. After an error nothing of `bytes` counts: it is cut off before anything else is written.

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
-use opening::{finish_pruning, load_cursors, load_meta, lost_its_end, open_segments, recall, take_lock};
+use opening::{load_cursors, load_meta, lost_its_end, open_segments, recall, settle_files, take_lock};
 pub(super) use replacing::{replace as begin_again, replaced_ids};
 use shared::MAX_INCIDENTS;
 pub(super) use shared::{Sealed, Shared, lock};
@@ -120,12 +120,12 @@ impl FileLedger {
         let mut reports = Vec::new();
         let when = options.may_replace.then_some((options.now, options.clock));
         let mut meta = load_meta(&*disk, &dir, options.now, when, &mut reports)?;
-        let files = finish_pruning(&*disk, &dir, &meta)?;
+        let files = settle_files(&*disk, &dir, &meta, when.is_some(), &mut reports)?;
         let (mut state, mut appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
         if let Some(why) = lost_its_end(&*disk, &dir, &meta.id, &state.head) {
             drop(appender);
             meta = replacing::replace(&*disk, &dir, &why, when, &mut reports)?;
-            let files = finish_pruning(&*disk, &dir, &meta)?;
+            let files = settle_files(&*disk, &dir, &meta, true, &mut reports)?;
             (state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
         }
         let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);

@@ -192,7 +192,13 @@ impl Writer {
             return Ok(());
         }
         let next = self.head.borrow().seq + 1;
-        self.appender.rotate(next)?;
+        if let Some(aside) = self.appender.rotate(next)? {
+            self.shared.report(format!(
+                "ledger {}: it was there before its first record; set aside as {}",
+                segment_path(&self.shared.dir, next).display(),
+                aside.display()
+            ));
+        }
         let mut state = self.shared.state_mut();
         let summary = Arc::new(std::mem::replace(&mut state.open, Summary::new(next)));
         let known = state.known(summary.header.clone(), summary.meters.keys());

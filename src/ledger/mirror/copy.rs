@@ -17,6 +17,7 @@ use super::{
         disk::Disk,
         files::{io_error, replace, sync_dir},
         meta::{Cursors, Meta},
+        placing::placed,
         segments::{self, segment_path},
         store::{Shared, lock, replaced_ids},
     },
@@ -134,7 +135,7 @@ impl<'a> Copier<'a> {
         self.prune(&into, &meta)?; // first: it makes room
         self.copy_public_keys(&base)?;
         let segments = self.segments();
-        let have = if self.at.is_none() { self.look(&into, &segments)? } else { BTreeMap::new() };
+        let have = if self.at.is_none() { self.look(&into, &meta, &segments)? } else { BTreeMap::new() };
         let mut stored = None;
         let from = self.at.unwrap_or_default();
         for segment in segments.iter().filter(|segment| segment.first >= from) {
@@ -264,15 +265,24 @@ impl<'a> Copier<'a> {
         segment.open.is_some() || self.shared.state().sealed.contains_key(&segment.first)
     }
 
-    /// What is there, without what an interrupted copy left.
-    fn look(&mut self, into: &Path, segments: &[Segment]) -> Result<BTreeMap<Seq, u64>, LedgerError> {
+    /// What is there, without what an interrupted copy left and what is no segment of this ledger.
+    fn look(
+        &mut self,
+        into: &Path,
+        meta: &Meta,
+        segments: &[Segment],
+    ) -> Result<BTreeMap<Seq, u64>, LedgerError> {
         for entry in self.disk.list(into).map_err(io_error(into))? {
             if entry.name.strip_suffix(".part").is_some_and(|name| name.len() == 20) {
                 let part = into.join(entry.name);
                 self.disk.remove(&part).map_err(io_error(&part))?;
             }
         }
-        let have: BTreeMap<Seq, u64> = segments::list(self.disk, into)?.into_iter().collect();
+        let placed = placed(self.disk, into, meta)?;
+        for report in placed.set_aside(self.disk, into)? {
+            self.shared.report(report);
+        }
+        let have: BTreeMap<Seq, u64> = placed.files.into_iter().collect();
         // Names whose own sync failed, or whose maker died before it.
         sync_dir(self.disk, into)?;
         let end = segments.last().map(|segment| segment.first).unwrap_or_default();
@@ -381,7 +391,7 @@ impl<'a> Copier<'a> {
             Ok(()) => {}
         }
         let mut removed = false;
-        for (first, _) in segments::list(self.disk, into)? {
+        for (first, _) in placed(self.disk, into, meta)?.files {
             if meta.pruned_at(first).is_some() {
                 self.step()?;
                 let path = segment_path(into, first);

@@ -18,6 +18,7 @@ use super::{
         files::io_error,
         index::Index,
         meta::{Cursors, Meta},
+        placing::placed,
         segments::{self, Appender, segment_path},
         summary::Summary,
     },
@@ -60,9 +61,22 @@ fn create(disk: &dyn Disk, dir: &Path, now: Utc) -> Result<Meta, LedgerError> {
     Ok(meta)
 }
 
-/// Removes the files of ranges that were noted as pruned before a crash; returns the files that are left.
-pub fn finish_pruning(disk: &dyn Disk, dir: &Path, meta: &Meta) -> Result<Vec<(Seq, u64)>, LedgerError> {
-    let mut files = segments::list(disk, dir)?;
+/// Sets aside what is no segment of this ledger, and removes the files of ranges that were noted as pruned before a crash;
+/// returns the files that are left. Who only reads (`may_change` is false) leaves the misplaced ones where they are.
+pub fn settle_files(
+    disk: &dyn Disk,
+    dir: &Path,
+    meta: &Meta,
+    may_change: bool,
+    reports: &mut Vec<String>,
+) -> Result<Vec<(Seq, u64)>, LedgerError> {
+    let placed = placed(disk, dir, meta)?;
+    if may_change {
+        reports.extend(placed.set_aside(disk, dir)?);
+    } else {
+        reports.extend(placed.faults(dir));
+    }
+    let mut files = placed.files;
     for (first, _) in files.extract_if(.., |(first, _)| meta.pruned_at(*first).is_some()) {
         let path = segment_path(dir, first);
         disk.remove(&path).map_err(io_error(&path))?;

@@ -160,10 +160,10 @@ fn account(disk: &dyn Disk, dir: &Path, why: &str, number: u64) -> Result<Fields
     fields.insert("kept_as".into(), format!("replaced-{number}").into());
     fields.insert("segments".into(), files.len().into());
     fields.insert("bytes".into(), files.iter().map(|(_, bytes)| bytes).sum::<u64>().into());
-    if let (Some((first, _)), Some((seq, hash))) = (files.first(), last) {
+    if let (Some((first, _)), Some(end)) = (files.first(), last) {
         fields.insert("first_seq".into(), (*first).into());
-        fields.insert("last_seq".into(), seq.into());
-        fields.insert("last_hash".into(), hash.into());
+        fields.insert("last_seq".into(), end.seq.into());
+        fields.insert("last_hash".into(), end.hash.into());
     }
     Ok(fields)
 }
