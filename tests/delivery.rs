@@ -387,7 +387,7 @@ async fn retention_takes_nothing_that_billing_has_not_confirmed() {
     gateway.until("acknowledged", |s| s.acknowledged == 1_000).await;
     let prune = || {
         let free = files.cursor(Cursor::Acknowledged).min(files.cursor(Cursor::Confirmed));
-        files.prune(chrono::DateTime::<chrono::Utc>::MAX_UTC, free).unwrap()
+        files.prune(chrono::DateTime::<chrono::Utc>::MAX_UTC, chrono::TimeDelta::zero(), free).unwrap()
     };
     assert!(prune().is_empty(), "acknowledged is not confirmed");
     let receipt = json!({"ledger": files.id(), "confirmed_seq": 700}).to_string();

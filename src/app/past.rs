@@ -15,7 +15,7 @@ use crate::{
     ledger::{
         Cursor, FileLedger, LedgerError, Pruned, SharedLedger, chain::sha256_hex, disk::RealDisk, replace,
     },
-    model::{Draft, Slots, Utc, change, rfc3339},
+    model::{ClockState, Draft, Slots, Utc, change, rfc3339},
     pipeline,
 };
 
@@ -65,10 +65,15 @@ pub(super) fn incident_drafts(incident: &str, clock: &Arc<dyn Clock>) -> [Draft;
     ]
 }
 
-/// Removes whole segments that are older than `before` and that nobody needs any more, and says so.
+/// Removes whole segments that are older than `before` and that nobody needs any more, and says so. Nothing while the clock
+/// is not trusted: how old anything is, is not known then.
 pub async fn retain(files: Arc<FileLedger>, ledger: SharedLedger, clock: Arc<dyn Clock>, before: Utc) {
+    let age = clock.wall() - before;
+    if clock.state() == ClockState::Unsynced {
+        return;
+    }
     let free = ledger.cursor(Cursor::Acknowledged).min(ledger.cursor(Cursor::Confirmed));
-    match tokio::task::spawn_blocking(move || files.prune(before, free)).await {
+    match tokio::task::spawn_blocking(move || files.prune(before, age, free)).await {
         Ok(Ok(removed)) => tell_of_retention(&ledger, &clock, &removed).await,
         Ok(Err(error)) => tracing::warn!(%error, "old segments could not be removed"),
         Err(error) => tracing::error!(%error, "retention has failed"),
@@ -156,5 +161,137 @@ pub(super) fn configuration(before: Option<&str>, after: &str) -> Map<String, Va
 pub(super) fn note_configuration(dir: &Path, hash: &str) {
     if let Err(error) = replace(&RealDisk, dir, CONFIGURATION, hash.as_bytes()) {
         tracing::warn!(%error, "the configuration in force could not be noted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::{
+        clock::SimulatedClock,
+        ledger::{Ledger, MirrorOptions, Options},
+    };
+
+    const FOUR_YEARS: TimeDelta = TimeDelta::days(4 * 365);
+
+    struct Site {
+        dir: tempfile::TempDir,
+        mirror: tempfile::TempDir,
+        files: Arc<FileLedger>,
+        clock: Arc<SimulatedClock>,
+    }
+
+    impl Site {
+        fn new(state: ClockState) -> Site {
+            let (dir, mirror) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let start = "2026-11-28T12:00:00Z".parse().unwrap();
+            let files = open(&dir, &mirror);
+            Site { dir, mirror, files, clock: Arc::new(SimulatedClock::starting_at(start, state)) }
+        }
+
+        fn clock(&self) -> Arc<dyn Clock> {
+            Arc::clone(&self.clock) as _
+        }
+
+        /// So many records, one each `pause`; all of them are acknowledged and confirmed.
+        async fn record(&self, count: usize, pause: Duration) {
+            for _ in 0..count {
+                let draft = Draft::change("test", Map::new(), self.clock.wall(), self.clock.state());
+                self.files.append(vec![draft]).await.unwrap();
+                tokio::time::advance(pause).await;
+            }
+            let head = self.files.head().borrow().seq;
+            self.files.advance(Cursor::Acknowledged, head);
+            self.files.advance(Cursor::Confirmed, head);
+        }
+
+        /// The hourly look, with two days of retention. The first record that is left, here and in the second copy.
+        async fn look(&self) -> (u64, u64) {
+            let before = self.clock.wall() - TimeDelta::days(2);
+            retain(Arc::clone(&self.files), Arc::clone(&self.files) as _, self.clock(), before).await;
+            let head = self.files.head().borrow().seq;
+            while self.files.condition().mirror.unwrap().stored != Some(head) {
+                std::thread::yield_now();
+            }
+            // The round after that one has seen what was removed, too.
+            let first = self.files.first();
+            let copied = || {
+                let names = std::fs::read_dir(self.mirror.path().join("ledger")).unwrap();
+                let first = |name: String| name.strip_suffix(".seg").and_then(|name| name.parse().ok());
+                names.filter_map(|entry| first(entry.unwrap().file_name().into_string().unwrap())).min()
+            };
+            while copied() < Some(first) {
+                std::thread::yield_now();
+            }
+            (first, copied().unwrap())
+        }
+
+        fn restart(&mut self) {
+            self.files.close();
+            self.files = open(&self.dir, &self.mirror);
+        }
+    }
+
+    fn open(dir: &tempfile::TempDir, mirror: &tempfile::TempDir) -> Arc<FileLedger> {
+        let mirror = MirrorOptions { round: Duration::from_millis(5), ..MirrorOptions::at(mirror.path()) };
+        let options = Options {
+            segment_bytes: 2500,
+            group_wait: Duration::ZERO,
+            mirror: Some(mirror),
+            ..Options::default()
+        };
+        FileLedger::open(dir.path(), options).unwrap().0
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_removed_by_a_clock_that_nobody_vouches_for() {
+        let mut site = Site::new(ClockState::Synced);
+        site.record(40, MINUTE).await;
+        // The next start is four years ahead, and no time server is to be had.
+        site.restart();
+        let ahead = site.clock.wall() + FOUR_YEARS;
+        site.clock = Arc::new(SimulatedClock::starting_at(ahead, ClockState::Unsynced));
+        assert_eq!(site.look().await, (1, 1));
+        site.record(40, MINUTE).await;
+        assert_eq!(site.look().await, (1, 1));
+        // Vouched for it is no better: the records are minutes old.
+        site.clock.synchronise(true);
+        assert_eq!(site.look().await, (1, 1));
+        site.record(40, MINUTE).await;
+        site.restart();
+        assert_eq!(site.look().await, (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leap_of_a_trusted_clock_makes_nothing_old() {
+        let mut site = Site::new(ClockState::Synced);
+        site.record(40, MINUTE).await;
+        site.clock.step_and_synchronise(FOUR_YEARS);
+        assert_eq!(site.look().await, (1, 1));
+        site.record(40, MINUTE).await;
+        assert_eq!(site.look().await, (1, 1));
+        site.restart();
+        assert_eq!(site.look().await, (1, 1));
+        // And back: the records of the future do not count either.
+        site.clock.step_and_synchronise(-FOUR_YEARS);
+        site.record(40, MINUTE).await;
+        assert_eq!(site.look().await, (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_by_the_ledgers_own_times_goes() {
+        let mut site = Site::new(ClockState::Synced);
+        site.record(40, MINUTE).await;
+        site.clock.step_and_synchronise(FOUR_YEARS);
+        site.record(60, Duration::from_secs(3600)).await;
+        let (first, copied) = site.look().await;
+        assert!(first > 20 && first <= 41 + 12, "first {first}");
+        assert_eq!(copied, first);
+        site.restart();
+        assert_eq!(site.look().await, (first, first));
     }
 }

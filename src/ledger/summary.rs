@@ -13,6 +13,9 @@ use crate::model::Seq;
 const SPARSE: u64 = 64;
 /// Bytes of a packed place.
 const PLACE_BYTES: usize = 17;
+/// Longest time between two records that counts as time that has passed: a slot of a day, and a night without power.
+/// Beyond it the gateway was off, or the clock leapt; which of both nobody knows.
+const WITNESS_GAP_MS: i64 = 36 * 3600 * 1000;
 /// Types that retention never removes.
 const PROTECTED: [&str; 2] = ["billing_read", "handover"];
 
@@ -50,6 +53,10 @@ pub struct Header {
     pub max_ms: i64,
     /// Latest `recorded_at` in ms.
     pub recorded_ms: i64,
+    /// How much time passed from the first record to the last, in ms: the sum of the pauses between them, without what may
+    /// have been a leap of the clock. `None` in an index that an earlier version wrote.
+    #[serde(default)]
+    pub witnessed_ms: Option<i64>,
     /// Records by type.
     pub types: BTreeMap<String, u64>,
     /// What is damaged, for the operator.
@@ -72,6 +79,8 @@ pub struct Summary {
     pub sparse: Vec<(Seq, u64)>,
     /// The readings of each meter, in sequence order.
     pub meters: BTreeMap<String, Vec<Place>>,
+    /// `recorded_at` of the last record in ms.
+    last_recorded_ms: Option<i64>,
 }
 
 impl Summary {
@@ -87,10 +96,11 @@ impl Summary {
             min_ms: i64::MAX,
             max_ms: i64::MIN,
             recorded_ms: i64::MIN,
+            witnessed_ms: Some(0),
             types: BTreeMap::new(),
             damage: Vec::new(),
         };
-        Summary { header, sparse: Vec::new(), meters: BTreeMap::new() }
+        Summary { header, sparse: Vec::new(), meters: BTreeMap::new(), last_recorded_ms: None }
     }
 
     /// Adds the record `seq`, whose line of `bytes` (with its line feed) begins at `offset`.
@@ -107,6 +117,11 @@ impl Summary {
         hash.clone_into(&mut header.last_hash);
         header.bytes = offset + bytes;
         header.recorded_ms = header.recorded_ms.max(facts.recorded_ms);
+        let before = self.last_recorded_ms.replace(facts.recorded_ms).unwrap_or(facts.recorded_ms);
+        let pause = facts.recorded_ms.saturating_sub(before);
+        if (-WITNESS_GAP_MS..=WITNESS_GAP_MS).contains(&pause) {
+            header.witnessed_ms = header.witnessed_ms.map(|passed| passed.saturating_add(pause));
+        }
         match header.types.get_mut(&facts.kind) {
             Some(count) => *count += 1,
             None => drop(header.types.insert(facts.kind.clone(), 1)),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -362,9 +363,9 @@ fn retention_removes_whole_old_segments_and_nothing_that_is_needed() {
     fill(&*ledger, 60);
     let lines = all(&*ledger);
     let before = segments(dir.path());
-    assert!(ledger.prune(at(1000), 0).unwrap().is_empty(), "nothing is acknowledged");
-    assert!(ledger.prune(at(0), 60).unwrap().is_empty(), "nothing is old enough");
-    let pruned = ledger.prune(at(1000), 30).unwrap();
+    assert!(ledger.prune(at(1000), TimeDelta::zero(), 0).unwrap().is_empty(), "nothing is acknowledged");
+    assert!(ledger.prune(at(0), TimeDelta::zero(), 60).unwrap().is_empty(), "nothing is old enough");
+    let pruned = ledger.prune(at(1000), TimeDelta::zero(), 30).unwrap();
     let last = pruned.last().unwrap().last;
     assert!(!pruned.is_empty() && last <= 30);
     assert_eq!(ledger.first(), last + 1);
@@ -386,7 +387,7 @@ fn retention_removes_whole_old_segments_and_nothing_that_is_needed() {
     assert_eq!(all(&*ledger), lines[left..]);
     assert_eq!(append(&*ledger, vec![change(3)]).unwrap(), 61..62);
     // All that is sealed, while the latest readings stay known where they are still kept.
-    ledger.prune(at(1000), Seq::MAX).unwrap();
+    ledger.prune(at(1000), TimeDelta::zero(), Seq::MAX).unwrap();
     assert_eq!(check(dir.path()).faults, Vec::<String>::new());
     let kept = all(&*ledger);
     let a = ledger.latest(&"A".parse().unwrap()).unwrap();
@@ -402,7 +403,7 @@ fn after_a_power_cut_no_cursor_stands_before_what_retention_has_removed() {
     let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
     fill(&*ledger, 60);
     ledger.advance(Cursor::Acknowledged, 40);
-    let gone = ledger.prune(at(1000), 40).unwrap().last().unwrap().last;
+    let gone = ledger.prune(at(1000), TimeDelta::zero(), 40).unwrap().last().unwrap().last;
     disk.crash(1);
     drop(ledger);
     let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
@@ -418,14 +419,14 @@ fn retention_that_fails_half_way_says_what_is_gone() {
     fill(&*ledger, 60);
     let lines = all(&*ledger);
     sim.inject(Fault::ReadOnly, 1);
-    assert!(ledger.prune(at(1000), 60).is_err(), "nothing was removed");
+    assert!(ledger.prune(at(1000), TimeDelta::zero(), 60).is_err(), "nothing was removed");
     assert_eq!(all(&*ledger), lines);
     let before = sim.changes();
-    let mut removed = ledger.prune(at(1000), 20).unwrap();
+    let mut removed = ledger.prune(at(1000), TimeDelta::zero(), 20).unwrap();
     let each = (sim.changes() - before) / removed.len() as u64;
     assert!(each > 3);
     sim.stop_after(each + each - 1);
-    let more = ledger.prune(at(1000), 40).unwrap();
+    let more = ledger.prune(at(1000), TimeDelta::zero(), 40).unwrap();
     assert_eq!(more.len(), 2, "the second was noted, its file not removed for certain");
     assert!(ledger.incidents().iter().any(|incident| incident.contains("half way")));
     removed.extend(more);
@@ -485,7 +486,7 @@ fn damage_and_billing_reads_keep_a_segment_from_retention() {
     fs::remove_dir_all(dir.path().join("index")).unwrap();
     assert_eq!(check(dir.path()).faults, Vec::<String>::new());
     let (ledger, _) = open(dir.path(), 1500);
-    let pruned = ledger.prune(at(1000), Seq::MAX).unwrap();
+    let pruned = ledger.prune(at(1000), TimeDelta::zero(), Seq::MAX).unwrap();
     assert!(paths[1].exists() && !paths[0].exists() && !paths[2].exists());
     assert!(pruned.len() >= 2);
     assert_eq!(check(dir.path()).faults, Vec::<String>::new(), "the chain is proved across both gaps");

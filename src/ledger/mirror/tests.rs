@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::TimeDelta;
 use serde_json::Map;
 
 use super::Options as MirrorOptions;
@@ -207,7 +208,7 @@ fn a_full_device_has_room_again_once_retention_has_pruned() {
     fill(&*ledger, 20);
     away(&ledger, "space");
     ledger.advance(Cursor::Confirmed, 60);
-    let pruned = ledger.prune(at(1000), 30).unwrap();
+    let pruned = ledger.prune(at(1000), TimeDelta::zero(), 30).unwrap();
     assert!(!pruned.is_empty());
     // Full to the last byte: the files go although not a line about it can be written. The simulated disk does not give
     // room back while the process lives, hence the new limit.
@@ -362,7 +363,7 @@ fn retention_prunes_the_copy_after_the_ledger() {
     let ledger = open(&place.data, &place.copy);
     fill(&*ledger, 40);
     up_to_date(&ledger);
-    let pruned = ledger.prune(at(1000), 20).unwrap();
+    let pruned = ledger.prune(at(1000), TimeDelta::zero(), 20).unwrap();
     let (last, first) = (pruned.last().unwrap().first, pruned.last().unwrap().last + 1);
     let gone = segment_path(&place.copy.join("ledger"), last);
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
+
 use super::{
     super::{
         LedgerError, Pruned,
         files::{io_error, sync_dir},
+        summary::Header,
     },
     FileLedger,
     shared::{Good, Sealed, lock},
@@ -16,16 +19,18 @@ use super::{
 use crate::model::{Seq, Utc};
 
 impl FileLedger {
-    /// Removes whole sealed segments whose records are all older than `before` and not beyond `keep_after` (the least
-    /// cursor that still needs them). One that holds a billing read, a handover or damage stays. Blocks.
+    /// Removes whole sealed segments whose records are all older than `before`, which is `age` ago, and not beyond
+    /// `keep_after` (the least cursor that still needs them). One that holds a billing read, a handover or damage stays, and
+    /// so does one behind which the ledger itself has not seen so much time pass: a clock that leaps makes nothing old.
+    /// Blocks.
     ///
     /// Returns one range per removed segment, in order ([`Pruned::runs`] merges them): what a record of it has to say.
     /// Where it fails half way, what was removed is still returned, and the failure is an incident.
-    pub fn prune(&self, before: Utc, keep_after: Seq) -> Result<Vec<Pruned>, LedgerError> {
+    pub fn prune(&self, before: Utc, age: TimeDelta, keep_after: Seq) -> Result<Vec<Pruned>, LedgerError> {
         // What frees a segment is a cursor: after a crash it must still stand beyond what is gone.
         self.shared.flush_cursors()?;
         let mut removed = Vec::new();
-        match self.prune_into(before, keep_after, &mut removed) {
+        match self.prune_into(before, age, keep_after, &mut removed) {
             Err(error) if removed.is_empty() => Err(error),
             Err(error) => {
                 self.shared.report(format!("retention stopped half way: {error}"));
@@ -35,13 +40,29 @@ impl FileLedger {
         }
     }
 
-    fn prune_into(&self, before: Utc, keep_after: Seq, removed: &mut Vec<Pruned>) -> Result<(), LedgerError> {
+    fn prune_into(
+        &self,
+        before: Utc,
+        age: TimeDelta,
+        keep_after: Seq,
+        removed: &mut Vec<Pruned>,
+    ) -> Result<(), LedgerError> {
         let mut meta = lock(&self.shared.meta);
-        let candidates: Vec<Arc<Sealed>> = self.shared.state().sealed.values().cloned().collect();
+        let mut candidates: Vec<Arc<Sealed>> = self.shared.state().sealed.values().cloned().collect();
+        let is_due = |header: &Header| header.recorded_ms < before.timestamp_millis();
+        let mut due = false;
+        for sealed in candidates.iter().take_while(|sealed| sealed.last <= keep_after) {
+            due |= self.shared.header(sealed)?.is_some_and(|known| is_due(&known.header));
+        }
+        if due {
+            candidates.truncate(self.witnessed_old(&candidates, age)?);
+        } else {
+            candidates.clear();
+        }
         for sealed in candidates.iter().take_while(|sealed| sealed.last <= keep_after) {
             let Some(known) = self.shared.header(sealed)? else { continue };
             let header = &known.header;
-            if header.is_protected() || header.count == 0 || header.recorded_ms >= before.timestamp_millis() {
+            if header.is_protected() || header.count == 0 || !is_due(header) {
                 continue;
             }
             let range = Pruned {
@@ -70,5 +91,19 @@ impl FileLedger {
             self.shared.with_index(|index| index.forget(sealed.first));
         }
         Ok(())
+    }
+
+    /// How many of these segments, from the first, end at least `age` ago by the times of the records behind them.
+    fn witnessed_old(&self, sealed: &[Arc<Sealed>], age: TimeDelta) -> Result<usize, LedgerError> {
+        let mut passed = self.shared.state().open.header.witnessed_ms.unwrap_or_default();
+        let mut old = sealed.len();
+        while passed < age.num_milliseconds() && old > 0 {
+            old -= 1;
+            let Some(segment) = sealed.get(old) else { break };
+            let known = self.shared.header(segment)?;
+            passed =
+                passed.saturating_add(known.and_then(|known| known.header.witnessed_ms).unwrap_or_default());
+        }
+        Ok(old)
     }
 }

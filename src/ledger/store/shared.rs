@@ -47,6 +47,7 @@ impl Sealed {
     pub fn is_of(&self, header: &Header) -> bool {
         (header.first, header.bytes) == (self.first, self.bytes)
             && (header.last == self.last || !header.damage.is_empty())
+            && header.witnessed_ms.is_some()
     }
 }
 

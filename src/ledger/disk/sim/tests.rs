@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
 use fastrand::Rng;
 use serde_json::{Map, json};
 
@@ -212,7 +213,7 @@ impl Life {
             1 => {
                 let free = ledger.cursor(Cursor::Acknowledged).min(ledger.cursor(Cursor::Confirmed));
                 let before = at(self.slot - self.rng.i64(0..20));
-                let _ = ledger.prune(before, free); // a fault may hit it
+                let _ = ledger.prune(before, TimeDelta::zero(), free); // a fault may hit it
             }
             2 | 3 => {
                 let head = ledger.head().borrow().seq;
