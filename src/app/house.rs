@@ -140,17 +140,24 @@ impl House {
         &self.console
     }
 
-    /// Looks whether everything moves, and tells the console and the broker. To be called every few seconds.
+    /// Looks whether everything moves, and tells the console and the broker. To be called every few seconds. False when
+    /// something hangs, and a restart may help.
     pub fn supervise(&mut self) -> bool {
-        let ill = self.illness();
+        let stalled = self.illness();
+        let moves = stalled.is_none();
+        // A restart would not bring files back, and lets go of what is still open: that is for a person to decide.
+        let missing = self.telemetry.ledger.condition().missing;
+        self.telemetry.warn("ledger_files_missing", missing.clone());
+        let ill = stalled.or(missing);
         self.ill.send_if_modified(|now| {
             let changed = *now != ill;
             // Once per edge, by whether there is a reason: the reason itself counts seconds.
             match (&*now, &ill) {
+                (None, Some(reason)) if moves => tracing::error!(%reason, "unhealthy"),
                 (None, Some(reason)) => {
                     tracing::error!(%reason, "no progress: the watchdog is not fed any more");
                 }
-                (Some(_), None) => tracing::info!("everything moves again"),
+                (Some(_), None) => tracing::info!("everything is well again"),
                 _ => {}
             }
             now.clone_from(&ill);
@@ -158,7 +165,7 @@ impl House {
         });
         self.tell_incidents();
         self.publisher.tell(self.telemetry.published_status());
-        ill.is_none()
+        moves
     }
 
     /// What went wrong in the ledger since the last look goes on record.

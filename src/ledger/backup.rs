@@ -22,6 +22,8 @@ use super::{
 };
 use crate::model::{ClockState, GENESIS, Seq, Utc};
 
+/// Session numbers that a proved restore passes over: more connections than the time since any backup can have had.
+const PROVED_SESSIONS: u64 = 1_000_000;
 /// Bytes copied at once.
 const BLOCK: usize = 256 * 1024;
 
@@ -126,6 +128,9 @@ pub fn restore(
     copied.faults = left_out.faults(&from).chain(report.faults).collect();
     let end = report.head.seq;
     if billing_has.is_some_and(|seq| seq <= end) && end >= cursors.stored {
+        // What the broker still says of a later connection is no news to whoever has proved this.
+        let session = cursors.session.saturating_add(PROVED_SESSIONS);
+        Cursors { session, ..cursors }.store(&*disk, &into, &meta.id)?;
         return Ok(Restored { ledger: meta.id, next: end + 1, copied });
     }
     let why = format!("restored from a backup that ends at seq {end}; what was sent after it is not known");

@@ -11,6 +11,10 @@ use crate::model::Seq;
 pub struct Condition {
     /// Nothing is being stored: why, and for how long. What was read waits.
     pub refusing: Option<Refusal>,
+    /// Files of the ledger are not where they were: which, for the operator.
+    pub missing: Option<String>,
+    /// Others have seen more of this ledger than it has: why another one has to begin in its place.
+    pub ended: Option<String>,
     /// How long the writer has been at the batch under way. One that does not come back hangs in the disk.
     pub busy_for: Option<Duration>,
     /// Bytes that may still be written; `None` when the disk does not say.

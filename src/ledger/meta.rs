@@ -1,6 +1,6 @@
 //! `ledger.json` (identity and what was pruned) and `cursors.json` (positions that outlive the process).
 //!
-//! Both are replaced as a whole. A damaged identity is an error; damaged cursors cost repeats, never a loss.
+//! Both are replaced as a whole. Without a sound one of either a ledger that has records does not go on.
 
 use std::{io, path::Path};
 

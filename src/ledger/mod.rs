@@ -175,8 +175,20 @@ pub trait Ledger: Send + Sync {
         Condition::default()
     }
 
-    /// Next session number of the publisher: 1 at first, one more at each call, for the ledger's life.
+    /// The last session number that was given out, also before the process began.
+    fn session(&self) -> u64 {
+        0
+    }
+
+    /// Next session number of the publisher: 1 at first, one more at each call, for the ledger's life; the last one again
+    /// when it cannot be made durable.
     fn next_session(&self) -> u64;
+
+    /// Others have seen more of this ledger than it has. Noted durably: whoever opens it next begins another one.
+    fn disprove_end(&self, why: &str) -> Result<(), LedgerError> {
+        let _ = why;
+        Ok(())
+    }
 }
 
 /// The id of the ledger in a data directory, without opening it; `None` when there is none yet.

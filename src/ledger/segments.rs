@@ -11,9 +11,10 @@ use std::{
 use super::{
     LedgerError,
     chain::{MAX_LINE, Step, Walk, verify_line},
-    disk::{Disk, DiskFile, Reader},
+    disk::{Disk, DiskFile, Identity, Reader},
     files::{Lines, io_error, sync_dir},
     placing::set_aside,
+    store::is_at,
     summary::Summary,
 };
 use crate::model::Seq;
@@ -237,7 +238,7 @@ impl Appender {
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), LedgerError> {
         self.repair()?;
         self.dirty = true;
-        let result = self.file.append(bytes).and_then(|()| self.file.sync());
+        let result = self.file.append(bytes).and_then(|()| self.file.sync()).and_then(|()| self.named());
         if let Err(error) = result {
             // The error that counts is the first one; a repair that fails now is tried again before the next write.
             let _ = self.repair();
@@ -246,6 +247,19 @@ impl Appender {
         self.dirty = false;
         self.durable += bytes.len() as u64;
         Ok(())
+    }
+
+    /// What is in a file without its name is gone with the process.
+    fn named(&self) -> io::Result<()> {
+        if is_at(&*self.disk, &self.path, Some(self.file.identity()?)) {
+            return Ok(());
+        }
+        Err(io::Error::other("removed, moved or replaced while the gateway runs"))
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> Result<Identity, LedgerError> {
+        self.file.identity().map_err(io_error(&self.path))
     }
 
     fn repair(&mut self) -> Result<(), LedgerError> {

@@ -6,7 +6,10 @@
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod end_tests;
 mod opening;
+mod presence;
 mod query;
 mod replacing;
 mod retention;
@@ -32,14 +35,18 @@ use super::{
     disk::{Disk, Lock, RealDisk},
     files::io_error,
     index::Index,
+    meta::Cursors,
     mirror::{self, Mirror},
+    segments::segment_path,
     writer::{Job, Message, Writer},
 };
 use crate::model::{ClockState, Draft, MeterId, Seq, Utc};
 
-use opening::{load_cursors, load_meta, lost_its_end, open_segments, recall, settle_files, take_lock};
+use opening::{load_cursors, load_meta, open_segments, recall, settle_files, take_lock};
+use presence::Places;
+pub(super) use presence::is_at;
 pub(super) use replacing::{replace as begin_again, replaced_ids};
-use shared::MAX_INCIDENTS;
+use shared::{MAX_INCIDENTS, Marks};
 pub(super) use shared::{Sealed, Shared, lock};
 
 /// Appends that may wait for the writer; the next one waits outside.
@@ -122,13 +129,17 @@ impl FileLedger {
         let mut meta = load_meta(&*disk, &dir, options.now, when, &mut reports)?;
         let files = settle_files(&*disk, &dir, &meta, when.is_some(), &mut reports)?;
         let (mut state, mut appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
-        if let Some(why) = lost_its_end(&*disk, &dir, &meta.id, &state.head) {
-            drop(appender);
-            meta = replacing::replace(&*disk, &dir, &why, when, &mut reports)?;
-            let files = settle_files(&*disk, &dir, &meta, true, &mut reports)?;
-            (state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
-        }
-        let marks = load_cursors(&*disk, &dir, &meta.id, &state.head, &mut reports);
+        let cursors = match load_cursors(&*disk, &dir, &meta.id, &state.head)? {
+            Ok(cursors) => cursors,
+            Err(why) => {
+                drop(appender);
+                meta = replacing::replace(&*disk, &dir, &why, when, &mut reports)?;
+                let files = settle_files(&*disk, &dir, &meta, true, &mut reports)?;
+                (state, appender) = open_segments(&disk, &dir, &meta, &files, &mut reports)?;
+                Cursors::default()
+            }
+        };
+        let marks = Marks { cursors, dirty: false };
 
         let opening = Index::begin(data_dir, &meta.id);
         let (index, late) = if let Ok((index, told)) = opening.recv_timeout(INDEX_PATIENCE) {
@@ -148,7 +159,6 @@ impl FileLedger {
         let shared = Arc::new(Shared {
             disk,
             data_dir: data_dir.to_owned(),
-            dir,
             id: meta.id.clone(),
             state: RwLock::new(state),
             marks: Mutex::new(marks),
@@ -161,7 +171,12 @@ impl FileLedger {
             reserve_bytes: options.reserve_bytes,
             trouble: Mutex::default(),
             busy: Mutex::default(),
+            open_file: Mutex::new((segment_path(&dir, appender.first), appender.identity()?)),
+            missing: Mutex::default(),
+            ended: Mutex::default(),
+            dir,
         });
+        let places = Places::new(&*shared.disk, data_dir, &shared.dir, lock_file.identity());
 
         let mirror =
             options.mirror.take().map(|options| Mirror::start(shared.clone(), options)).transpose()?;
@@ -170,12 +185,14 @@ impl FileLedger {
         let (hand, handed) = mpsc::channel();
         let writer = Writer::new(shared.clone(), appender, head_sender, hand, options);
         let indexer = shared.clone();
+        let watcher = shared.clone();
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.into()).spawn(run).map_err(io_error(data_dir))
         };
         let threads = vec![
             start("ledger-writer", Box::new(move || writer.run(&receiver)))?,
             start("ledger-index", Box::new(move || indexer.keep_index(late, &handed, index_retry)))?,
+            start("ledger-watch", Box::new(move || watcher.watch(&places)))?,
         ];
         let ledger = FileLedger {
             shared,
@@ -198,6 +215,7 @@ impl FileLedger {
             return;
         }
         for thread in threads {
+            thread.thread().unpark(); // the watch may be at rest
             if thread.join().is_err() {
                 self.shared.report("a ledger thread panicked".into());
             }
@@ -315,6 +333,10 @@ impl Ledger for FileLedger {
         condition
     }
 
+    fn session(&self) -> u64 {
+        lock(&self.shared.marks).cursors.session
+    }
+
     fn next_session(&self) -> u64 {
         let session = {
             let mut marks = lock(&self.shared.marks);
@@ -323,9 +345,22 @@ impl Ledger for FileLedger {
             marks.cursors.session
         };
         // At once: a session number that was used must not be used again.
-        if let Err(error) = self.shared.flush_cursors() {
-            self.shared.report(format!("session {session} was not written: {error}"));
-        }
-        session
+        let Err(error) = self.shared.flush_cursors() else { return session };
+        self.shared.report(format!("a session number was not written: {error}"));
+        // What is not on the disk is not used: after a restart it would look like somebody else's.
+        let mut marks = lock(&self.shared.marks);
+        marks.cursors.session = marks.cursors.session.min(session - 1);
+        marks.cursors.session
+    }
+
+    fn disprove_end(&self, why: &str) -> Result<(), LedgerError> {
+        replacing::note_end(&*self.shared.disk, &self.shared.dir, &self.shared.id, why)?;
+        tracing::error!(
+            ledger = self.shared.id,
+            why,
+            "this ledger must not go on: a new one begins in its place"
+        );
+        *lock(&self.shared.ended) = Some(why.to_owned());
+        Ok(())
     }
 }

@@ -298,10 +298,6 @@ fn cursors_and_sessions_survive_and_move_only_forward() {
     assert!(reports.is_empty());
     assert_eq!((ledger.cursor(Cursor::Acknowledged), ledger.cursor(Cursor::Confirmed)), (7, 10));
     assert_eq!(ledger.next_session(), 3);
-    ledger.close();
-    fs::write(dir.path().join("ledger/cursors.json"), b"{}").unwrap();
-    let (ledger, reports) = open(dir.path(), 1 << 20);
-    assert_eq!((ledger.cursor(Cursor::Acknowledged), reports.len()), (0, 1));
 }
 
 #[test]

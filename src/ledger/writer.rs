@@ -114,7 +114,9 @@ impl Writer {
     }
 
     fn commit(&mut self, jobs: Vec<Job>) {
-        if let Err(error) = self.shared.room().and_then(|()| self.rotate_when_due()) {
+        if let Err(error) =
+            self.shared.present().and_then(|()| self.shared.room()).and_then(|()| self.rotate_when_due())
+        {
             self.shared.refused(&error);
             for job in jobs {
                 answer(job.reply, job.permit, Err(again(&error)));
@@ -199,6 +201,7 @@ impl Writer {
                 aside.display()
             ));
         }
+        self.shared.note_open_file(next, self.appender.identity()?);
         let mut state = self.shared.state_mut();
         let summary = Arc::new(std::mem::replace(&mut state.open, Summary::new(next)));
         let known = state.known(summary.header.clone(), summary.meters.keys());

@@ -17,8 +17,14 @@ use std::{
 
 pub use real::RealDisk;
 
+/// Which file or directory it is, whatever its name: device and number.
+pub type Identity = (u64, u64);
+
 /// Holds a lock until it is dropped, or until its process ends.
-pub trait Lock: Send + Sync {}
+pub trait Lock: Send + Sync {
+    /// The file that is locked; `None` where it is no file.
+    fn identity(&self) -> Option<Identity>;
+}
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +66,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Bytes that may still be written below `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
+    /// What has this name now.
+    fn identity(&self, path: &Path) -> io::Result<Identity>;
+
     /// Locks a file, which is made when it is missing; `None` when another process has it. Promises nothing after a
     /// power cut: a lock does not outlive its process.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>>;
@@ -82,6 +91,9 @@ pub trait DiskFile: Send + Sync {
 
     /// Cuts off what lies behind `length`. Durable after `sync`.
     fn truncate(&self, length: u64) -> io::Result<()>;
+
+    /// Which file it is, whether it still has its name or not.
+    fn identity(&self) -> io::Result<Identity>;
 
     /// fdatasync: content and length are durable on return. After an error nothing is known of what was written since
     /// the last success, and a later success does not make it good: cut it off, and write it again.

@@ -5,11 +5,11 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
-use super::{Disk, DiskFile, Entry, Lock};
+use super::{Disk, DiskFile, Entry, Identity, Lock};
 
 /// The disk of this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,6 +76,10 @@ impl Disk for RealDisk {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        fs::metadata(path).map(|about| identity(&about))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
         match file.try_lock() {
@@ -88,7 +92,15 @@ impl Disk for RealDisk {
 
 struct RealLock(File);
 
-impl Lock for RealLock {}
+fn identity(about: &fs::Metadata) -> Identity {
+    (about.dev(), about.ino())
+}
+
+impl Lock for RealLock {
+    fn identity(&self) -> Option<Identity> {
+        self.0.metadata().ok().map(|about| identity(&about))
+    }
+}
 
 impl Drop for RealLock {
     fn drop(&mut self) {
@@ -110,6 +122,10 @@ impl DiskFile for RealFile {
 
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.0.set_len(length)
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        self.0.metadata().map(|about| identity(&about))
     }
 
     fn sync(&self) -> io::Result<()> {

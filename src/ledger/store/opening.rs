@@ -17,12 +17,12 @@ use super::{
         disk::{Disk, Lock},
         files::io_error,
         index::Index,
-        meta::{Cursors, Meta},
+        meta::{CURSORS, Cursors, Meta},
         placing::placed,
         segments::{self, Appender, segment_path},
         summary::Summary,
     },
-    shared::{Marks, Sealed, State},
+    shared::{Sealed, State},
 };
 use crate::model::{ClockState, GENESIS, Seq, Utc};
 
@@ -218,27 +218,42 @@ fn scan_open(
     Ok((summary, good))
 }
 
-pub fn load_cursors(disk: &dyn Disk, dir: &Path, id: &str, head: &Head, reports: &mut Vec<String>) -> Marks {
-    let mut cursors = match Cursors::load(disk, dir, id) {
+/// The cursors; or why going on might give numbers twice: others have seen more, records that the ledger is known to have
+/// had are gone, or nothing says how many it has had. A disk that does not answer is an error: that may pass.
+pub fn load_cursors(
+    disk: &dyn Disk,
+    dir: &Path,
+    id: &str,
+    head: &Head,
+) -> Result<Result<Cursors, String>, LedgerError> {
+    if let Some(why) = replacing::noted_end(disk, dir, id)? {
+        return Ok(Err(why));
+    }
+    let path = dir.join(CURSORS);
+    let parsed = match disk.read(&path) {
+        Ok(text) => Cursors::parse(&text, id),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("missing".to_owned()),
+        Err(error) => return Err(io_error(&path)(error)),
+    };
+    let end = head.seq;
+    let cursors = match parsed {
         Ok(cursors) => cursors,
-        Err(reason) => {
-            reports.push(format!("{reason}; everything that is kept will be sent again"));
+        Err(_) if end == 0 => {
+            Cursors::default().store(disk, dir, id)?;
             Cursors::default()
         }
+        Err(detail) => {
+            return Ok(Err(format!(
+                "{CURSORS}: {detail}: nothing proves that it ended at seq {end}: to go on could give numbers twice"
+            )));
+        }
     };
-    // Beyond the head they never stand here: then a new ledger has begun.
-    cursors.acknowledged = cursors.acknowledged.min(head.seq);
-    cursors.confirmed = cursors.confirmed.min(head.seq);
-    Marks { cursors, dirty: false }
-}
-
-/// Whether the ledger ends before records that it is known to have had: going on would give their numbers twice.
-pub fn lost_its_end(disk: &dyn Disk, dir: &Path, id: &str, head: &Head) -> Option<String> {
-    let cursors = Cursors::load(disk, dir, id).ok()?;
     let known = cursors.stored.max(cursors.acknowledged).max(cursors.confirmed);
-    (known > head.seq).then(|| {
-        format!("it had {known} records and ends at seq {}: to go on would give numbers twice", head.seq)
-    })
+    if known > end {
+        let why = format!("it had {known} records and ends at seq {end}: to go on would give numbers twice");
+        return Ok(Err(why));
+    }
+    Ok(Ok(cursors))
 }
 
 /// Takes from the index what it knows of the segments that are here.

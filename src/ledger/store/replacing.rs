@@ -20,6 +20,34 @@ use crate::model::{ClockState, Draft, GENESIS, Utc, change};
 
 /// What is to be done; there only while it is being done.
 const NOTE: &str = "replacing.json";
+/// Says that others have seen more of the ledger than it has: at the next start another one begins.
+const ENDED: &str = "ended.json";
+
+#[derive(Serialize, Deserialize)]
+struct Ended {
+    ledger: String,
+    reason: String,
+}
+
+/// Notes durably why the ledger `id` must not go on.
+pub fn note_end(disk: &dyn Disk, dir: &Path, id: &str, reason: &str) -> Result<(), LedgerError> {
+    let note = Ended { ledger: id.to_owned(), reason: reason.to_owned() };
+    replace_file(disk, dir, ENDED, &serde_json::to_vec_pretty(&note).unwrap_or_default())
+}
+
+/// Why the ledger `id` must not go on, if that was noted.
+pub fn noted_end(disk: &dyn Disk, dir: &Path, id: &str) -> Result<Option<String>, LedgerError> {
+    let path = dir.join(ENDED);
+    let text = match disk.read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error(&path)(error)),
+    };
+    Ok(match serde_json::from_slice::<Ended>(&text) {
+        Ok(note) => (note.ledger == id).then_some(note.reason),
+        Err(error) => Some(format!("{ENDED} says that others have seen more of it, and is damaged: {error}")),
+    })
+}
 
 #[derive(Serialize, Deserialize)]
 struct Note {

@@ -16,7 +16,7 @@ use std::{
 
 use super::super::{
     Condition, Head, LedgerError, Refusal,
-    disk::Disk,
+    disk::{Disk, Identity},
     index::{self, Index, IndexError, Opening},
     meta::{Cursors, Meta},
     segments,
@@ -132,6 +132,12 @@ pub struct Shared {
     pub trouble: Mutex<Option<(Instant, String)>>,
     /// Since when the writer is at a batch.
     pub busy: Mutex<Option<Instant>>,
+    /// The file that is appended to, and which it is.
+    pub open_file: Mutex<(PathBuf, Identity)>,
+    /// What was taken away from under the ledger.
+    pub missing: Mutex<Option<String>>,
+    /// Why another ledger has to begin in its place.
+    pub ended: Mutex<Option<String>>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -207,6 +213,8 @@ impl Shared {
         drop(state);
         Condition {
             refusing,
+            missing: self.present().err().map(|error| error.to_string()),
+            ended: lock(&self.ended).clone(),
             busy_for: lock(&self.busy).map(|since| since.elapsed()),
             free_bytes: self.disk.free_bytes(&self.dir).ok(),
             reserve_bytes: self.reserve_bytes,
@@ -227,6 +235,7 @@ impl Shared {
     /// Writes the cursors when they have moved.
     pub fn flush_cursors(&self) -> Result<(), LedgerError> {
         let _one_at_a_time = lock(&self.marks_file);
+        self.present()?; // beside a ledger that is away they would look like a whole one
         let cursors = {
             let mut marks = lock(&self.marks);
             if !marks.dirty {

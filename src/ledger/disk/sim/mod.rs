@@ -17,7 +17,7 @@ use std::{
 
 use fastrand::Rng;
 
-use super::{Disk, DiskFile, Entry, Lock};
+use super::{Disk, DiskFile, Entry, Identity, Lock};
 use medium::{Medium, split};
 
 /// What goes wrong.
@@ -309,6 +309,18 @@ impl Disk for Mount {
         Ok(state.capacity.saturating_sub(state.medium.used()))
     }
 
+    /// Asked for by the minute: no fault is spent on it.
+    fn identity(&self, path: &Path) -> io::Result<Identity> {
+        let state = self.disk.state();
+        if state.mount != self.mount || state.left == Some(0) {
+            return Err(Refusal::Dead.into());
+        }
+        if state.medium.dirs.contains_key(path) {
+            return Ok((0, 0));
+        }
+        state.medium.find(path).map(|file| (1, file)).ok_or_else(missing)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
         let free = self.admit(Kind::Read)?.locks.insert(path.to_owned());
         let held = || SimLock { disk: self.disk.clone(), mount: self.mount, path: path.to_owned() };
@@ -333,7 +345,11 @@ struct SimLock {
     path: PathBuf,
 }
 
-impl Lock for SimLock {}
+impl Lock for SimLock {
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
@@ -390,6 +406,10 @@ impl DiskFile for SimFile {
         let length = usize::try_from(length).map_err(io::Error::other)?;
         state.medium.files.get_mut(&self.file).ok_or_else(missing)?.truncate(length);
         Ok(())
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        Ok((1, self.file))
     }
 
     fn sync(&self) -> io::Result<()> {
