@@ -44,6 +44,7 @@ const POINT_KEYS: &[&str] = &[
     "digits",
     "decimals",
     "max_per_hour",
+    "rolls_over_at",
     "sentinels",
     "bits",
     "source",
@@ -197,9 +198,11 @@ fn point(toml: &Toml, place: &str, limit: Option<u16>, even: bool, faults: &mut 
         row.fault("unit", &format!("a status word has the unit 1, not {unit}"), None);
     }
     let register = match (&name, unit) {
-        (Some(name), Some(unit)) if is_cumulative(name.as_str(), unit) => row.register(name).map(Some),
+        (Some(name), Some(unit)) if is_cumulative(name.as_str(), unit) => {
+            row.register(name, cell.as_ref()).map(Some)
+        }
         (Some(name), Some(_)) => {
-            for key in ["digits", "decimals", "max_per_hour"] {
+            for key in ["digits", "decimals", "max_per_hour", "rolls_over_at"] {
                 if toml.contains_key(key) {
                     row.fault(key, &format!("{name} is not a cumulative register, so it has no {key}"), None);
                 }
@@ -344,6 +347,29 @@ source = "row 33"
             ("decimals = 3", "decimals = 8", "point[1].decimals", "leave none"),
             ("max_per_hour = \"50\"", "", "point[1].max_per_hour", "missing"),
             ("max_per_hour = \"50\"", "max_per_hour = \"100000\"", "point[1].max_per_hour", "whole register"),
+            (
+                "digits = 8",
+                "rolls_over_at = \"200000\"\ndigits = 8",
+                "point[1].rolls_over_at",
+                "beyond 100000",
+            ),
+            ("digits = 8", "rolls_over_at = 4294967\ndigits = 8", "point[1].rolls_over_at", "in quotes"),
+            ("digits = 8", "rolls_over_at = \"0\"\ndigits = 8", "point[1].rolls_over_at", "above 0"),
+            ("digits = 8", "rolls_over_at = \"2^65\"\ndigits = 8", "point[1].rolls_over_at", "2^1 to 2^64"),
+            (
+                "digits = 8",
+                "rolls_over_at = \"2^32 steps\"\ndigits = 8",
+                "point[1].rolls_over_at",
+                "2^1 to 2^64",
+            ),
+            ("digits = 8", "rolls_over_at = \"2^32\"\ndigits = 8", "point[1].rolls_over_at", "beyond 100000"),
+            (
+                "digits = 8",
+                "rolls_over_at = \"50\"\ndigits = 8",
+                "point[1].max_per_hour",
+                "whole register, 50",
+            ),
+            ("bits = {", "rolls_over_at = \"9\"\nbits = {", "point[2].rolls_over_at", "not a cumulative"),
             ("\"0xFFFFFFFF\"", "\"0xFFFF\"", "point[1].sentinels[1]", "8 hexadecimal digits"),
             ("source = \"row 7\"", "", "point[1].source", "missing"),
             ("bits = {", "digits = 3\nbits = {", "point[2].digits", "not a cumulative register"),
@@ -361,6 +387,46 @@ source = "row 33"
                 seen.iter().any(|(at, message)| at == place && message.contains(says)),
                 "{from} -> {to}: expected {says:?} at {place}, saw {seen:?}"
             );
+        }
+    }
+
+    /// Display, number format or what the profile says: where a register begins again.
+    #[test]
+    fn a_register_begins_again_where_its_format_its_display_or_its_profile_says() {
+        for (kind, order, scale, digits, decimals, says, expected) in [
+            ("u16", "AB", "0.01", 5, 2, "", "655.36"),
+            ("u16", "AB", "1", 4, 0, "", "10000"),
+            ("i16", "AB", "0.1", 8, 1, "", "3276.8"),
+            ("u32", "CDAB", "0.001", 10, 3, "", "4294967.296"),
+            ("u32", "CDAB", "0.001", 9, 3, "", "1000000"),
+            ("i32", "CDAB", "0.01", 10, 2, "", "21474836.48"),
+            ("u64", "ABCDEFGH", "0.01", 18, 0, "", "184467440737095516.16"),
+            ("i64", "ABCDEFGH", "0.1", 18, 0, "", "922337203685477580.8"),
+            ("bcd16", "AB", "0.1", 8, 1, "", "1000"),
+            ("bcd32", "ABCD", "0.001", 8, 2, "", "100000"),
+            ("bcd64", "ABCDEFGH", "0.01", 18, 2, "", "100000000000000"),
+            ("f32", "ABCD", "1", 8, 2, "", "1000000"),
+            ("f64", "ABCDEFGH", "0.001", 10, 3, "", "10000000"),
+            // A wider number that is counted in fewer bits, or in decimal words, inside.
+            ("u64", "ABCDEFGH", "0.001", 10, 3, "2^32", "4294967.296"),
+            ("f32", "ABCD", "0.001", 10, 3, "4294967.296", "4294967.296"),
+            ("u32", "CDAB", "1", 10, 0, "100000000", "100000000"),
+            ("u16", "AB", "1", 5, 0, "60000", "60000"),
+            ("u32", "CDAB", "0.5", 8, 1, "2^16", "32768"),
+        ] {
+            let says = if says.is_empty() { String::new() } else { format!("rolls_over_at = \"{says}\"") };
+            let row = format!(
+                "kind = \"{kind}\"\norder = \"{order}\"\nscale = \"{scale}\"\nunit = \"m3\"\ndigits = {digits}\ndecimals = {decimals}\n{says}"
+            );
+            let from = "kind = \"u32\"\norder = \"CDAB\"\nscale = \"0.001\"\nunit = \"m3\"\ndigits = 8\ndecimals = 3\n";
+            assert!(GOOD.contains(from));
+            let text = GOOD.replacen(from, &(row.clone() + "\n"), 1).replacen(
+                "sentinels = [\"0xFFFFFFFF\"]\n",
+                "",
+                1,
+            );
+            let profile = load(&text, "acme-one.toml").unwrap_or_else(|faults| panic!("{row}: {faults:?}"));
+            assert_eq!(profile.points[0].register.unwrap().capacity.to_string(), expected, "{row}");
         }
     }
 

@@ -97,8 +97,11 @@ pub struct Cell {
 /// Limits of a cumulative register.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Register {
-    /// The first value that the display cannot show: it begins again at 0 there (10^n).
+    /// The first value that the register cannot show: it begins again at 0 there. What the profile says, else the display's
+    /// 10^n or the number format's own limit, whichever is less.
     pub capacity: Dec,
+    /// Its smallest difference: the scale of an integer, the display's last digit of a float.
+    pub step: Dec,
     /// The most it can rise in an hour by the meter's rating, in the point's unit, before CT × PT.
     pub max_per_hour: Dec,
 }
@@ -143,6 +146,24 @@ impl Kind {
             Kind::U16 | Kind::I16 | Kind::Bcd16 | Kind::Bits16 => 1,
             Kind::U32 | Kind::I32 | Kind::F32 | Kind::Bcd32 | Kind::Bits32 => 2,
             Kind::U64 | Kind::I64 | Kind::F64 | Kind::Bcd64 => 4,
+        }
+    }
+}
+
+impl Kind {
+    /// The first number beyond what it can count to from 0; `None` for floats and for what does not count.
+    pub fn limit(self) -> Option<i128> {
+        match self {
+            Kind::I16 => Some(1 << 15),
+            Kind::U16 => Some(1 << 16),
+            Kind::I32 => Some(1 << 31),
+            Kind::U32 => Some(1 << 32),
+            Kind::I64 => Some(1 << 63),
+            Kind::U64 => Some(1 << 64),
+            Kind::Bcd16 => Some(10_000),
+            Kind::Bcd32 => Some(100_000_000),
+            Kind::Bcd64 => Some(10_000_000_000_000_000),
+            Kind::F32 | Kind::F64 | Kind::Bits16 | Kind::Bits32 => None,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
 const MAX_DIGITS: i64 = 18;
 /// Most letters that two keys may differ in for one to be suggested for the other.
 const TYPO_LETTERS: usize = 2;
+const ROLLS_OVER_AT: &str = "rolls_over_at";
 const TABLES: &str = "input (function 04) or holding (function 03)";
 const KINDS: &str = "u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32, bcd64, bits16 or bits32";
 
@@ -302,7 +303,8 @@ impl<'a, 'f> Section<'a, 'f> {
         Some(bits.into_iter().collect())
     }
 
-    pub(super) fn register(&mut self, name: &PointName) -> Option<Register> {
+    /// `cell`: `None` where it is faulty itself.
+    pub(super) fn register(&mut self, name: &PointName, cell: Option<&Cell>) -> Option<Register> {
         let digits = self.whole("digits", 1, MAX_DIGITS, None);
         let decimals = self.whole("decimals", 0, MAX_DIGITS - 1, None);
         let max_per_hour = self.decimal("max_per_hour", None);
@@ -315,13 +317,39 @@ impl<'a, 'f> Section<'a, 'f> {
             );
             return None;
         }
-        let capacity = i32::try_from(digits - decimals).ok().and_then(Dec::power_of_ten)?;
-        let max_per_hour = max_per_hour?;
+        let display = i32::try_from(digits - decimals).ok().and_then(Dec::power_of_ten)?;
+        let last_digit = i32::try_from(decimals).ok().and_then(|n| Dec::power_of_ten(-n))?;
+        let (max_per_hour, cell) = (max_per_hour?, cell?);
+        let held = cell.encoding.kind.limit().and_then(|n| Dec::from_parts(n, 0)?.times(cell.scale));
+        let most = held.map_or(display, |held| held.min(display)).normalized();
+        let capacity =
+            if self.toml.contains_key(ROLLS_OVER_AT) { self.rolls_over_at(most, cell.scale)? } else { most };
         if max_per_hour >= capacity {
             let message = format!("{max_per_hour} in an hour would pass the whole register, {capacity}");
             self.fault("max_per_hour", &message, Some("check digits, decimals and the rating"));
         }
-        Some(Register { capacity, max_per_hour })
+        let step = if is_float(cell.encoding.kind) { last_digit } else { cell.scale };
+        Some(Register { capacity, step, max_per_hour })
+    }
+
+    /// The value at which the register begins again: in its unit, or as `2^n` of its own steps.
+    fn rolls_over_at(&mut self, most: Dec, scale: Dec) -> Option<Dec> {
+        let power =
+            self.toml.get(ROLLS_OVER_AT).and_then(Value::as_str).and_then(|text| text.strip_prefix("2^"));
+        let value = match power.map(|n| n.parse::<u32>().ok().filter(|n| (1..=64).contains(n))) {
+            Some(Some(n)) => Dec::from_parts(1 << n, 0)?.times(scale)?.normalized(),
+            Some(None) => {
+                self.fault(ROLLS_OVER_AT, "expected 2^1 to 2^64 steps of the register", None);
+                return None;
+            }
+            None => self.decimal(ROLLS_OVER_AT, None)?.normalized(),
+        };
+        if value > most {
+            let message = format!("{value} is beyond {most}, what digits, decimals, kind and scale can show");
+            self.fault(ROLLS_OVER_AT, &message, Some("it is the first value that is not shown any more"));
+            return None;
+        }
+        Some(value)
     }
 }
 
