@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let meter = "E-0007".parse()?;
     let begun = Instant::now();
-    let latest = ledger.latest(&meter)?.map(|line| line.seq);
+    let latest = ledger.latest(&meter, u64::MAX, 1)?.first().map(|line| line.seq);
     writeln!(out, "latest of one meter: seq {latest:?} in {} us", begun.elapsed().as_micros())?;
     let begun = Instant::now();
     let query = ReadingQuery { meter: Some(meter), limit: 10_000, ..ReadingQuery::default() };

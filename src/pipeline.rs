@@ -1,5 +1,6 @@
 //! The corridor: sweep → decode → validate → append. One judge for each bus, one writer for the house.
 
+mod history;
 mod time;
 
 pub use time::{TimeTeller, highest_slot};
@@ -23,7 +24,7 @@ use crate::{
     },
     profile::{Point, decode},
     protocol::{Outcome, Payload},
-    validate::{self, Last, Limits, Surprise, agrees, check},
+    validate::{self, BELIEVED, Finding, Histories, History, Last, Limits, agrees, check},
 };
 
 /// Readings that may wait for the writer, all buses together: a slot of a thousand meters.
@@ -41,7 +42,7 @@ pub struct BusJudge {
 
 struct Known {
     meter: Meter,
-    believed: BTreeMap<PointName, Last>,
+    histories: Histories,
     serial_seen: Option<String>,
     /// The first look, while the second is taken.
     first: Option<Draught>,
@@ -52,7 +53,15 @@ struct Draught {
     reading: Reading,
     /// When each point's words arrived.
     times: BTreeMap<PointName, Utc>,
-    surprises: BTreeMap<PointName, Surprise>,
+    /// What the rules say of each register that has a value.
+    findings: BTreeMap<PointName, Finding>,
+}
+
+impl Draught {
+    /// The registers that are to be read again.
+    fn surprises(&self) -> Vec<PointName> {
+        self.findings.iter().filter(|(_, finding)| finding.surprise).map(|(name, _)| name.clone()).collect()
+    }
 }
 
 impl BusJudge {
@@ -60,7 +69,10 @@ impl BusJudge {
     pub fn new(meters: Vec<Meter>, ledger: &SharedLedger, clock: Arc<dyn Clock>) -> BusJudge {
         let meters = meters
             .into_iter()
-            .map(|meter| Known { believed: believed(&meter, ledger), meter, serial_seen: None, first: None })
+            .map(|meter| {
+                let histories = history::recall(&meter, ledger);
+                Known { histories, meter, serial_seen: None, first: None }
+            })
             .collect();
         BusJudge { meters, clock }
     }
@@ -82,8 +94,9 @@ impl Judge for BusJudge {
                 // Only the second look ends a first one; a demand in between leaves it waiting.
                 known.first = waiting;
                 let draught = known.look(&sweep, clock);
-                if purpose == Purpose::Slot && !draught.surprises.is_empty() {
-                    let points = known.points_of(draught.surprises.keys());
+                let surprises = draught.surprises();
+                if purpose == Purpose::Slot && !surprises.is_empty() {
+                    let points = known.points_of(surprises.iter());
                     known.first = Some(draught);
                     return Judgement::Again(points);
                 }
@@ -164,7 +177,7 @@ impl Known {
             }
             self.check_serial(&mut flags, &mut evidence);
         }
-        let surprises = self.surprises(&values, &times, &mut flags);
+        let findings = self.findings(&values, &times, &mut flags);
         let reading = Reading {
             meter: self.meter.id.clone(),
             medium: profile.medium,
@@ -176,7 +189,7 @@ impl Known {
             values,
             evidence,
         };
-        Draught { reading, times, surprises }
+        Draught { reading, times, findings }
     }
 
     fn value_of(&self, point: &Point, words: &[u16]) -> PointValue {
@@ -192,20 +205,23 @@ impl Known {
     }
 
     fn limits(&self, point: &Point) -> Option<Limits> {
-        let register = point.register?;
-        let max_per_hour = self.meter.max_per_hour.unwrap_or(register.max_per_hour);
-        Some(Limits { capacity: register.capacity, max_per_hour })
+        Limits::of(point, self.meter.max_per_hour)
+    }
+
+    /// The register points of the meter's profile.
+    fn registers(&self) -> impl Iterator<Item = &Point> {
+        self.meter.profile.points.iter().filter(|point| point.register.is_some())
     }
 
     /// What the rules say of each register; a register without a value is flagged here too.
-    fn surprises(
+    fn findings(
         &self,
         values: &BTreeMap<PointName, PointValue>,
         times: &BTreeMap<PointName, Utc>,
         flags: &mut BTreeSet<String>,
-    ) -> BTreeMap<PointName, Surprise> {
-        let mut surprises = BTreeMap::new();
-        for point in &self.meter.profile.points {
+    ) -> BTreeMap<PointName, Finding> {
+        let mut findings = BTreeMap::new();
+        for point in self.registers() {
             let (Some(limits), Some(value), Some(at)) =
                 (self.limits(point), values.get(&point.name), times.get(&point.name))
             else {
@@ -216,14 +232,12 @@ impl Known {
                     flags.insert(flag::NOT_AVAILABLE.to_owned());
                 }
                 Some(value) => {
-                    if let Some(surprise) = check(self.believed.get(&point.name).copied(), value, *at, limits)
-                    {
-                        surprises.insert(point.name.clone(), surprise);
-                    }
+                    let finding = check(self.histories.of(&point.name), value, *at, limits);
+                    findings.insert(point.name.clone(), finding);
                 }
             }
         }
-        surprises
+        findings
     }
 
     fn points_of<'a>(&self, names: impl Iterator<Item = &'a PointName>) -> Vec<usize> {
@@ -251,71 +265,76 @@ impl Known {
     /// Two looks at registers that surprised: what both show is believed, what one shows is not.
     fn compare(&mut self, first: Draught, second: &Draught) -> Reading {
         let mut result = first;
-        for (name, surprise) in std::mem::take(&mut result.surprises) {
+        for name in result.surprises() {
+            let Some(surprise) = result.findings.remove(&name) else { continue };
             let shown = |draught: &Draught| {
                 let value = draught.reading.values.get(&name)?.value?;
-                Some(Last { value, at: *draught.times.get(&name)? })
+                Some(Last::new(value, *draught.times.get(&name)?))
             };
-            let point = self.meter.profile.points.iter().find(|point| point.name == name);
-            let (Some(point), Some(one)) = (point, shown(&result)) else { continue };
+            let (Some(point), Some(one)) =
+                (self.registers().find(|point| point.name == name), shown(&result))
+            else {
+                continue;
+            };
             let Some(limits) = self.limits(point) else { continue };
-            let two = shown(second);
             let note = |draught: &Draught| {
                 let value = draught.reading.values.get(&name)?;
                 let at = draught.times.get(&name)?;
                 Some(json!({"value": value.value, "raw": value.raw, "taken_at": rfc3339(*at)}))
             };
-            let before = self
-                .believed
-                .get(&name)
-                .map(|last| json!({"value": last.value, "taken_at": rfc3339(last.at)}));
-            let evidence = json!({
-                "rule": surprise.flag, "previous": before, "allowed": surprise.allowed.map(Dec::normalized),
-                "first": note(&result), "second": note(second),
-            });
-            result.reading.evidence.insert(name.to_string(), evidence);
-            match two {
-                Some(two) if !second.surprises.contains_key(&name) => {
-                    // The first look was wrong: the second is an ordinary value.
-                    adopt(&mut result, second, &name);
-                    self.believed.insert(name, two);
-                }
-                Some(two) if agrees(one, two, limits) => {
-                    adopt(&mut result, second, &name);
-                    let flag = second.surprises.get(&name).map_or(surprise.flag, |again| again.flag);
-                    result.reading.flags.insert(flag.to_owned());
-                    self.believed.insert(name, two);
-                }
-                _ => {
-                    result.reading.flags.insert(surprise.flag.to_owned());
-                    result.reading.flags.insert(flag::UNCONFIRMED.to_owned());
-                    result.times.remove(&name);
-                }
+            let mut evidence = self.evidence(&name, &surprise);
+            evidence.insert("first".into(), json!(note(&result)));
+            evidence.insert("second".into(), json!(note(second)));
+            let confirmed = match (shown(second), second.findings.get(&name)) {
+                // The first look was wrong: the second is no surprise.
+                (Some(_), Some(again)) if !again.surprise => Some(again),
+                (Some(two), Some(again)) if agrees(one, two, limits) => Some(again),
+                _ => None,
+            };
+            if let Some(again) = confirmed {
+                adopt(&mut result, second, &name);
+                result.reading.flags.extend(again.flag.map(str::to_owned));
+                evidence.insert(BELIEVED.into(), json!(again.after.map(History::to_json)));
+            } else {
+                result.reading.flags.extend(surprise.flag.map(str::to_owned));
+                result.reading.flags.insert(flag::UNCONFIRMED.to_owned());
+                let before = self.histories.of(&name);
+                evidence.insert(BELIEVED.into(), json!(before.map(History::to_json)));
             }
+            result.reading.evidence.insert(name.to_string(), evidence.into());
         }
         self.conclude(result, Purpose::Again)
     }
 
+    /// What a rule that fired rests on.
+    fn evidence(&self, name: &PointName, finding: &Finding) -> Map<String, Value> {
+        let before = self.histories.of(name).map(|history| history.believed);
+        let before = before.map(|last| json!({"value": last.value, "taken_at": rfc3339(last.at)}));
+        Map::from_iter([
+            ("rule".to_owned(), json!(finding.flag)),
+            ("previous".to_owned(), json!(before)),
+            ("allowed".to_owned(), json!(finding.allowed.map(Dec::normalized))),
+        ])
+    }
+
     /// Makes a reading final. A demanded one leaves no trace in the history.
     fn conclude(&mut self, mut draught: Draught, purpose: Purpose) -> Reading {
-        for surprise in draught.surprises.values() {
-            draught.reading.flags.insert(surprise.flag.to_owned());
-        }
-        if matches!(purpose, Purpose::Slot | Purpose::Again) {
-            for point in self.meter.profile.points.iter().filter(|point| point.register.is_some()) {
-                let value = draught.reading.values.get(&point.name).and_then(|value| value.value);
-                if let (Some(value), Some(at)) = (value, draught.times.get(&point.name)) {
-                    self.believed.insert(point.name.clone(), Last { value, at: *at });
-                }
+        let kept = matches!(purpose, Purpose::Slot | Purpose::Again);
+        for (name, finding) in &draught.findings {
+            let Some(flag) = finding.flag else { continue };
+            draught.reading.flags.insert(flag.to_owned());
+            let mut evidence = self.evidence(name, finding);
+            if kept {
+                evidence.insert(BELIEVED.into(), json!(finding.after.map(History::to_json)));
             }
+            draught.reading.evidence.insert(name.to_string(), evidence.into());
+        }
+        if kept && draught.reading.origin != Origin::Missing {
+            self.remember(&mut draught.reading);
         }
         let reading = &mut draught.reading;
         let no_register = self
-            .meter
-            .profile
-            .points
-            .iter()
-            .filter(|point| point.register.is_some())
+            .registers()
             .all(|point| reading.values.get(&point.name).is_none_or(|value| value.value.is_none()));
         reading.verdict = match reading.origin {
             Origin::Missing => Verdict::Bad,
@@ -323,6 +342,22 @@ impl Known {
             _ => validate::verdict(&reading.flags),
         };
         draught.reading
+    }
+
+    /// Takes a stored reading into the history, from what it will say after a restart. It carries what is believed of the
+    /// registers that it has no value of, so that no earlier one need be asked.
+    fn remember(&mut self, reading: &mut Reading) {
+        let lacking = |name: &&PointName| reading.values.get(*name).is_none_or(|value| value.value.is_none());
+        let profile = Arc::clone(&self.meter.profile);
+        let registers =
+            || profile.points.iter().filter(|point| point.register.is_some()).map(|point| &point.name);
+        if registers().any(|name| lacking(&name)) {
+            let carried = self.histories.carried(registers().filter(lacking));
+            reading.evidence.insert(BELIEVED.into(), carried);
+        }
+        for name in registers() {
+            self.histories.note(reading, name);
+        }
     }
 }
 
@@ -352,42 +387,6 @@ fn trouble(outcome: &Outcome) -> (&'static str, Option<String>) {
         Outcome::LineDown { detail } => (flag::BUS_DOWN, Some(detail.clone())),
         Outcome::Answered { .. } => (flag::NO_ANSWER, None),
     }
-}
-
-/// What the ledger last believed of each register of a meter.
-fn believed(meter: &Meter, ledger: &SharedLedger) -> BTreeMap<PointName, Last> {
-    let line = match ledger.latest(&meter.id) {
-        Ok(Some(line)) => line,
-        Ok(None) => return BTreeMap::new(),
-        Err(error) => {
-            tracing::warn!(meter = %meter.id, %error, "the last reading cannot be read; the next one has nothing to be compared with");
-            return BTreeMap::new();
-        }
-    };
-    let Ok(reading) = serde_json::from_slice::<Reading>(&line.bytes) else { return BTreeMap::new() };
-    let Some(at) = reading.taken_at else { return BTreeMap::new() };
-    reading
-        .values
-        .iter()
-        .filter_map(|(name, value)| {
-            let value = value.value?;
-            match reading.evidence.get(name.as_str()) {
-                // Two looks that disagreed: what was believed before them still is.
-                Some(looks) if shown(looks, "second").is_none_or(|second| second.value != value) => {
-                    Some((name.clone(), shown(looks, "previous")?))
-                }
-                _ => Some((name.clone(), Last { value, at })),
-            }
-        })
-        .collect()
-}
-
-/// One of the values in a register's evidence.
-fn shown(looks: &Value, which: &str) -> Option<Last> {
-    let look = looks.get(which)?;
-    let value = look.get("value")?.as_str()?.parse().ok()?;
-    let at = look.get("taken_at")?.as_str()?.parse().ok()?;
-    Some(Last { value, at })
 }
 
 /// The single writer: appends what the buses read, in batches, and never lets go of a reading that is not stored.

@@ -85,10 +85,12 @@ impl Ledger for MemoryLedger {
         Ok(fits.map(|(_, (line, _))| line.clone()).collect())
     }
 
-    fn latest(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError> {
+    fn latest(&self, meter: &MeterId, before: Seq, limit: usize) -> Result<Vec<Line>, LedgerError> {
         let wanted =
             |facts: &Facts| facts.reading.as_ref().is_some_and(|r| r.meter == meter.as_str() && !r.missing);
-        Ok(self.inner().lines.iter().rev().find(|(_, facts)| wanted(facts)).map(|(line, _)| line.clone()))
+        let inner = self.inner();
+        let found = inner.lines.iter().rev().filter(|(line, facts)| line.seq < before && wanted(facts));
+        Ok(found.take(limit).map(|(line, _)| line.clone()).collect())
     }
 
     fn latest_slot(&self, meter: &MeterId) -> Option<Utc> {

@@ -154,8 +154,9 @@ pub trait Ledger: Send + Sync {
     /// Stops before a damaged line; asked for a damaged line itself, it is the error.
     fn read(&self, from: Seq, max_records: usize, max_bytes: usize) -> Result<Vec<Line>, LedgerError>;
 
-    /// The latest stored reading of a meter whose `origin` is not `missing`.
-    fn latest(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError>;
+    /// The latest readings of a meter before `before` whose `origin` is not `missing`, newest first, at most `limit`.
+    /// Damaged ones are passed over.
+    fn latest(&self, meter: &MeterId, before: Seq, limit: usize) -> Result<Vec<Line>, LedgerError>;
 
     /// The scheduled moment of the latest stored reading of a meter, missing ones included.
     fn latest_slot(&self, meter: &MeterId) -> Option<Utc>;

@@ -288,8 +288,8 @@ impl Ledger for FileLedger {
         self.read_lines(from, max_records, max_bytes)
     }
 
-    fn latest(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError> {
-        self.latest_reading(meter)
+    fn latest(&self, meter: &MeterId, before: Seq, limit: usize) -> Result<Vec<Line>, LedgerError> {
+        self.latest_readings(meter, before, limit)
     }
 
     fn latest_slot(&self, meter: &MeterId) -> Option<Utc> {

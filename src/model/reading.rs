@@ -115,6 +115,8 @@ pub mod flag {
     pub const OVER_CAPACITY: &str = "over_capacity";
     /// The register fell (示度下降).
     pub const BACK_STEP: &str = "back_step";
+    /// The register fell by no more than its own arithmetic can explain: noted, and speaks against nothing.
+    pub const ROUNDING: &str = "rounding";
     /// The register passed its last digit and began again.
     pub const ROLLOVER: &str = "rollover";
     /// More consumption than the meter's rating allows (飞走).

@@ -3,9 +3,11 @@
 //! Knows the history of each register and the limits of the profile. Does not know why a register may rightly
 //! begin again (an exchange of the meter is a record of its own).
 
+mod history;
 mod register;
 
-pub use register::{Last, Limits, Surprise, agrees, check};
+pub use history::{BELIEVED, Fallen, Histories, History, Last, Said, said};
+pub use register::{Finding, Limits, agrees, check};
 
 use std::collections::BTreeSet;
 

@@ -1,79 +1,167 @@
 //! The rules for one cumulative register against its own history.
 
-use crate::model::{Dec, Utc, flag};
-
-/// The last value that was believed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Last {
-    /// What the display showed.
-    pub value: Dec,
-    /// When.
-    pub at: Utc,
-}
+use super::{Fallen, History, Last};
+use crate::{
+    model::{Dec, Utc, flag},
+    profile::{Kind, Point},
+};
 
 /// Limits of one register of one meter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// The first value that the display cannot show.
+    /// The first value that the register cannot show: it begins again at 0 there.
     pub capacity: Dec,
     /// The most that it can rise in an hour.
     pub max_per_hour: Dec,
+    /// Its smallest difference.
+    pub step: Dec,
+    /// For a float: how it is scaled, and the bits of its fraction.
+    pub float: Option<(Dec, u32)>,
 }
 
-/// Something that speaks against a value until a second look confirms it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Surprise {
-    /// The rule.
-    pub flag: &'static str,
-    /// The most that the register could have risen since.
+/// What the rules say of a value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Finding {
+    /// The rule that fired.
+    pub flag: Option<&'static str>,
+    /// Whether the register is read again before that is believed.
+    pub surprise: bool,
+    /// The most that the register could have risen since; for a rounding, the most that counts as one.
     pub allowed: Option<Dec>,
+    /// What is known of the register once the value is final.
+    pub after: Option<History>,
 }
 
 /// Meters refresh their words up to once a minute (Itron CF), so a minute more than the clock says may have
 /// passed between two values.
 const REFRESH_SECS: i64 = 60;
+/// Steps of the last digit, or of the float at that size, that a register may fall by rounding: two numbers that are each
+/// rounded differ by one step more than the amounts behind them.
+const ROUNDING_STEPS: u64 = 2;
+/// Millionths of its value that a float may fall: a meter that adds up in single precision, and adds up anew, comes to
+/// another sum (66 millionths have been reported).
+const FLOAT_MILLIONTHS: u64 = 100;
+/// Yet no more than the register counts in so many seconds at its rating: beyond that it is worth money.
+const FLOAT_SECS: u64 = 10;
+/// Rises after which a register that fell is believed: two hours at a quarter of an hour. A meter that has not loaded its
+/// register yet after power-up stands still, or is through within seconds.
+const PROVING_RISES: u32 = 8;
 
-/// What the rules say of `value` at `at`. `None`: nothing speaks against it.
-pub fn check(last: Option<Last>, value: Dec, at: Utc, limits: Limits) -> Option<Surprise> {
-    if value.is_negative() || value >= limits.capacity {
-        return Some(Surprise { flag: flag::OVER_CAPACITY, allowed: None });
-    }
-    let last = last?;
-    let allowed = allowed(last.at, at, limits);
-    let risen = value.minus(last.value)?;
-    if risen.is_negative() {
-        let over_the_top = limits.capacity.minus(last.value)?.plus(value)?;
-        let rolled = last.value > ninety_percent(limits.capacity)? && over_the_top <= allowed?;
-        let flag = match () {
-            () if rolled => flag::ROLLOVER,
-            () if is_power_of_ten_apart(last.value, value) => flag::UNIT_JUMP,
-            () => flag::BACK_STEP,
+impl Limits {
+    /// Of a point, if it is a register; `own`: the rating of this very meter.
+    pub fn of(point: &Point, own: Option<Dec>) -> Option<Limits> {
+        let register = point.register?;
+        let fraction = match point.cell.encoding.kind {
+            Kind::F32 => Some(23),
+            Kind::F64 => Some(52),
+            _ => None,
         };
-        return Some(Surprise { flag, allowed });
+        Some(Limits {
+            capacity: register.capacity,
+            max_per_hour: own.unwrap_or(register.max_per_hour),
+            step: register.step,
+            float: fraction.map(|bits| (point.cell.scale, bits)),
+        })
     }
-    if risen > allowed? {
-        let jumped = is_power_of_ten_apart(last.value, value);
-        let flag = if jumped { flag::UNIT_JUMP } else { flag::TOO_FAST };
-        return Some(Surprise { flag, allowed });
+
+    /// The most that the register can fall from `value` by its own arithmetic.
+    pub fn rounding(self, value: Dec) -> Option<Dec> {
+        let steps = self.step.times(Dec::from(ROUNDING_STEPS))?;
+        let Some((scale, fraction)) = self.float else { return Some(steps) };
+        let bits = float_step(value.ratio(scale)?, fraction)
+            .and_then(|step| step.times(scale)?.times(Dec::from(ROUNDING_STEPS)));
+        let share = value.times(Dec::from(FLOAT_MILLIONTHS))?.ratio(Dec::from(1_000_000))?;
+        let counted = self.max_per_hour.times(Dec::from(FLOAT_SECS))?.ratio(Dec::from(3600))?;
+        Some(steps.max(bits.unwrap_or_default()).max(share.min(counted)))
     }
-    None
+
+    /// How far a register rose that went from `before` over its top to `value`; `None` where `before` is not near the top.
+    pub fn over_the_top(self, before: Dec, value: Dec) -> Option<Dec> {
+        let near = before > self.capacity.times(Dec::from(9))?.ratio(Dec::from(10))?;
+        if near { self.capacity.minus(before)?.plus(value) } else { None }
+    }
+
+    /// The most that the register can rise between two moments: `max_per_hour` × time × 1.2. Meters may be overloaded by a
+    /// fifth, and a rating is no exact limit.
+    pub fn allowed(self, from: Utc, to: Utc) -> Option<Dec> {
+        let secs = (to - from).num_seconds().max(0) + REFRESH_SECS;
+        let secs = Dec::from(u64::try_from(secs).ok()?);
+        self.max_per_hour.times(secs)?.times(Dec::from(12))?.ratio(Dec::from(36_000))
+    }
+
+    /// Whether `to` is `from` some time later: risen by no more than allowed, or the same but for rounding.
+    pub fn goes_on(self, from: Last, to: Last) -> bool {
+        let rise = || {
+            let risen = to.value.minus(from.value)?;
+            let allowed = self.allowed(from.at, to.at)?;
+            Some(risen <= allowed && (!risen.is_negative() || risen.abs() <= self.rounding(from.value)?))
+        };
+        rise().unwrap_or(false)
+    }
+}
+
+/// What the rules say of `value` at `at`.
+pub fn check(history: Option<History>, value: Dec, at: Utc, limits: Limits) -> Finding {
+    let finding = |flag, surprise, allowed, after| Finding { flag, surprise, allowed, after };
+    if value.is_negative() || value >= limits.capacity {
+        return finding(Some(flag::OVER_CAPACITY), true, None, history);
+    }
+    let now = Some(History::of(value, at));
+    let Some(before) = history else { return finding(None, false, None, now) };
+    let last = before.believed;
+    let allowed = limits.allowed(last.at, at);
+    // Beyond what can be computed nothing is said: 28 digits hold every register there is.
+    let Some(risen) = value.minus(last.value) else { return finding(None, false, None, now) };
+    let jumped = || is_power_of_ten_apart(last.value, value);
+    if !risen.is_negative() {
+        let ordinary = allowed.is_none_or(|allowed| risen <= allowed);
+        let flag = if jumped() { flag::UNIT_JUMP } else { flag::TOO_FAST };
+        return finding(if ordinary { None } else { Some(flag) }, !ordinary, allowed, now);
+    }
+    if limits.over_the_top(last.value, value).zip(allowed).is_some_and(|(risen, allowed)| risen <= allowed) {
+        return finding(Some(flag::ROLLOVER), true, allowed, now);
+    }
+    let rounding = limits.rounding(last.value);
+    if rounding.is_some_and(|rounding| risen.abs() <= rounding) {
+        return finding(Some(flag::ROUNDING), false, rounding, Some(History::of(last.value, at)));
+    }
+    let now_at = Last::new(value, at);
+    let goes_on = before.fallen.and_then(|fallen| fallen.goes_on(now_at, limits));
+    if goes_on.is_some_and(|fallen| fallen.rises >= PROVING_RISES) {
+        return finding(None, false, None, now);
+    }
+    let fallen = goes_on.unwrap_or(Fallen { highest: now_at, rises: 0, by_unit: jumped() });
+    let flag = if fallen.by_unit { flag::UNIT_JUMP } else { flag::BACK_STEP };
+    finding(Some(flag), goes_on.is_none(), allowed, Some(History { believed: last, fallen: Some(fallen) }))
+}
+
+impl Fallen {
+    /// With one value more; `None` where the register fell or jumped anew.
+    fn goes_on(self, now: Last, limits: Limits) -> Option<Fallen> {
+        let Fallen { highest, rises, by_unit } =
+            Some(self).filter(|fallen| limits.goes_on(fallen.highest, now))?;
+        let risen = now.value > highest.value;
+        let highest = Last { value: highest.value.max(now.value), at: now.at };
+        Some(Fallen { highest, rises: rises + u32::from(risen), by_unit })
+    }
 }
 
 /// Whether two looks, moments apart, show the same register.
 pub fn agrees(first: Last, second: Last, limits: Limits) -> bool {
     let apart = second.value.minus(first.value).map(Dec::abs);
-    matches!((apart, allowed(first.at, second.at, limits)), (Some(apart), Some(allowed)) if apart <= allowed)
+    matches!((apart, limits.allowed(first.at, second.at)), (Some(apart), Some(allowed)) if apart <= allowed)
 }
 
-/// `max_per_hour` × time × 1.2: meters may be overloaded by a fifth, and a rating is no exact limit.
-fn allowed(from: Utc, to: Utc, limits: Limits) -> Option<Dec> {
-    let secs = (to - from).num_seconds().max(0) + REFRESH_SECS;
-    let secs = Dec::from(u64::try_from(secs).ok()?);
-    limits.max_per_hour.times(secs)?.times(Dec::from(12))?.ratio(Dec::from(36_000))
-}
-
-fn ninety_percent(capacity: Dec) -> Option<Dec> {
-    capacity.times(Dec::from(9))?.ratio(Dec::from(10))
+/// The distance of a float with so many bits of fraction to its neighbour, at the size of `value` (from 1 on). `None` where
+/// it is too small for an exact decimal.
+fn float_step(value: Dec, fraction: u32) -> Option<Dec> {
+    let (mantissa, decimals) = value.abs().parts();
+    let whole = mantissa.checked_div(10_i128.checked_pow(decimals)?)?;
+    let exponent = whole.checked_ilog2().unwrap_or(0);
+    match fraction.checked_sub(exponent) {
+        Some(halvings) => Dec::from_parts(5_i128.checked_pow(halvings)?, halvings),
+        None => Dec::from_parts(2_i128.checked_pow(exponent - fraction)?, 0),
+    }
 }
 
 /// Within 5 % of a factor of 10, 100, … 10^6, either way: a decimal point that moved.
@@ -91,61 +179,5 @@ fn is_power_of_ten_apart(a: Dec, b: Dec) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn dec(text: &str) -> Dec {
-        text.parse().unwrap()
-    }
-
-    fn limits() -> Limits {
-        Limits { capacity: dec("1000000"), max_per_hour: dec("60") }
-    }
-
-    fn at(secs: i64) -> Utc {
-        Utc::from_timestamp(1_790_000_000 + secs, 0).unwrap()
-    }
-
-    fn says(last: &str, value: &str, secs: i64) -> Option<&'static str> {
-        let last = Last { value: dec(last), at: at(0) };
-        check(Some(last), dec(value), at(secs), limits()).map(|surprise| surprise.flag)
-    }
-
-    #[test]
-    fn each_rule_fires_on_its_own_case_and_not_beside_it() {
-        assert_eq!(says("100.00", "115.00", 900), None); // a quarter of an hour at the rating
-        assert_eq!(says("100.00", "119.20", 900), None); // 60 kWh/h × 960 s × 1.2
-        assert_eq!(says("100.00", "119.21", 900), Some(flag::TOO_FAST));
-        assert_eq!(says("100.00", "99.99", 900), Some(flag::BACK_STEP));
-        assert_eq!(says("999995.00", "3.00", 900), Some(flag::ROLLOVER));
-        assert_eq!(says("500000.00", "3.00", 900), Some(flag::BACK_STEP));
-        assert_eq!(says("1234.50", "12345.10", 900), Some(flag::UNIT_JUMP));
-        assert_eq!(says("12345.10", "123.45", 900), Some(flag::UNIT_JUMP));
-        assert_eq!(says("100", "1000000", 900), Some(flag::OVER_CAPACITY));
-        assert_eq!(says("100", "-1", 900), Some(flag::OVER_CAPACITY));
-    }
-
-    #[test]
-    fn the_first_value_is_believed() {
-        assert_eq!(check(None, dec("4711.5"), at(0), limits()), None);
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_allows_a_minute() {
-        assert_eq!(says("100.00", "101.00", -3600), None);
-    }
-
-    proptest! {
-        #[test]
-        fn within_the_rating_nothing_is_said_and_beyond_it_something_is(
-            last in 0_i128..99_000_000, risen in 0_i128..100_000, secs in 0_i64..100_000,
-        ) {
-            let before = Last { value: Dec::from_parts(last, 2).unwrap(), at: at(0) };
-            let value = Dec::from_parts(last + risen, 2).unwrap();
-            // 60 kWh/h × 1.2 = 2 Wh/s: in hundredths of a kWh, 2 per second.
-            let possible = risen <= i128::from(secs + 60) * 2;
-            prop_assert_eq!(check(Some(before), value, at(secs), limits()).is_none(), possible);
-        }
-    }
-}
+#[path = "register_tests.rs"]
+mod tests;

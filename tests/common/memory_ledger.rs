@@ -115,8 +115,8 @@ impl Ledger for MemoryLedger {
         Ok(out)
     }
 
-    fn latest(&self, _: &MeterId) -> Result<Option<Line>, LedgerError> {
-        Ok(None)
+    fn latest(&self, _: &MeterId, _: Seq, _: usize) -> Result<Vec<Line>, LedgerError> {
+        Ok(Vec::new())
     }
 
     fn latest_slot(&self, _: &MeterId) -> Option<Utc> {

@@ -46,8 +46,8 @@ impl Ledger for Inline {
         self.0.read(from, max_records, max_bytes)
     }
 
-    fn latest(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError> {
-        self.0.latest(meter)
+    fn latest(&self, meter: &MeterId, before: Seq, limit: usize) -> Result<Vec<Line>, LedgerError> {
+        self.0.latest(meter, before, limit)
     }
 
     fn latest_slot(&self, meter: &MeterId) -> Option<Utc> {

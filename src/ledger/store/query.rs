@@ -15,11 +15,11 @@ use super::{
         chain::verify_line,
         disk::Disk,
         files::io_error,
-        segments::{lines_from, segment_path},
+        segments::lines_from,
         summary::{Place, Summary},
     },
     FileLedger,
-    shared::{Good, Latest, Sealed},
+    shared::{Good, Latest, Sealed, State},
 };
 use crate::model::{MeterId, Seq, Utc};
 
@@ -30,6 +30,29 @@ struct Source {
     path: PathBuf,
     bytes: u64,
     sealed: Option<Arc<Sealed>>,
+}
+
+impl Source {
+    fn sealed(sealed: &Arc<Sealed>) -> Source {
+        Source {
+            first: sealed.first,
+            last: sealed.last,
+            path: sealed.path.clone(),
+            bytes: sealed.bytes,
+            sealed: Some(sealed.clone()),
+        }
+    }
+
+    fn open(state: &State) -> Source {
+        let header = &state.open.header;
+        Source {
+            first: header.first,
+            last: header.last,
+            path: state.open_path.clone(),
+            bytes: header.bytes,
+            sealed: None,
+        }
+    }
 }
 
 impl FileLedger {
@@ -94,18 +117,43 @@ impl FileLedger {
     }
 
     /// See [`super::super::Ledger::latest`].
-    pub(super) fn latest_reading(&self, meter: &MeterId) -> Result<Option<Line>, LedgerError> {
-        let Some(Latest { good: Good::At(first, place), .. }) = self.find_latest(meter.as_str())? else {
-            return Ok(None);
+    pub(super) fn latest_readings(
+        &self,
+        meter: &MeterId,
+        before: Seq,
+        limit: usize,
+    ) -> Result<Vec<Line>, LedgerError> {
+        let mut page = Vec::new();
+        let Some(Latest { good: Good::At(newest), .. }) = self.find_latest(meter.as_str())? else {
+            return Ok(page);
         };
-        match read_place(&*self.shared.disk, &segment_path(&self.shared.dir, first), place) {
-            Ok(line) => Ok(Some(line)),
-            // Pruned between finding and reading: then there is none any more, older ones went before it.
-            Err(_) if !self.shared.state().sealed.contains_key(&first) && self.first() > place.seq => {
-                Ok(None)
+        let mut next = newest;
+        while page.len() < limit
+            && let Some(source) = self.source_at_or_before(next)
+        {
+            let places =
+                if source.first < before { self.places(&source, meter.as_str())? } else { Vec::new() };
+            for place in places.iter().rev().filter(|place| !place.missing && place.seq < before) {
+                if page.len() >= limit {
+                    break;
+                }
+                match read_place(&*self.shared.disk, &source.path, *place) {
+                    Ok(line) => page.push(line),
+                    // Pruned between finding and reading: older ones went before it.
+                    Err(_) if self.first() > place.seq => return Ok(page),
+                    Err(LedgerError::Damaged { detail, .. }) => self.report_damage(&source, *place, &detail),
+                    Err(error) => return Err(error),
+                }
             }
-            Err(error) => Err(error),
+            let Some(earlier) = source.first.checked_sub(1) else { break };
+            next = earlier;
         }
+        Ok(page)
+    }
+
+    fn report_damage(&self, source: &Source, place: Place, detail: &str) {
+        let path = source.path.display();
+        self.shared.report(format!("ledger {path}: seq {}: {detail}", place.seq));
     }
 
     /// See [`super::super::Ledger::latest_slot`].
@@ -138,22 +186,18 @@ impl FileLedger {
         let state = self.shared.state();
         let before = state.sealed.range(..=seq).next_back().filter(|(_, sealed)| sealed.last >= seq);
         if let Some((_, sealed)) = before.or_else(|| state.sealed.range(seq..).next()) {
-            return Some(Source {
-                first: sealed.first,
-                last: sealed.last,
-                path: sealed.path.clone(),
-                bytes: sealed.bytes,
-                sealed: Some(sealed.clone()),
-            });
+            return Some(Source::sealed(sealed));
         }
-        let header = &state.open.header;
-        (seq <= header.last).then(|| Source {
-            first: header.first,
-            last: header.last,
-            path: state.open_path.clone(),
-            bytes: header.bytes,
-            sealed: None,
-        })
+        (seq <= state.open.header.last).then(|| Source::open(&state))
+    }
+
+    /// The last segment that begins at or before `seq`.
+    fn source_at_or_before(&self, seq: Seq) -> Option<Source> {
+        let state = self.shared.state();
+        if state.open.header.first <= seq {
+            return Some(Source::open(&state));
+        }
+        state.sealed.range(..=seq).next_back().map(|(_, sealed)| Source::sealed(sealed))
     }
 
     fn offset(&self, source: &Source, seq: Seq) -> Result<u64, LedgerError> {
@@ -201,13 +245,7 @@ impl FileLedger {
                 }
                 match read_place(&*self.shared.disk, &source.path, *place) {
                     Ok(line) => page.push(line),
-                    Err(LedgerError::Damaged { detail, .. }) => {
-                        self.shared.report(format!(
-                            "ledger {}: seq {}: {detail}",
-                            source.path.display(),
-                            place.seq
-                        ));
-                    }
+                    Err(LedgerError::Damaged { detail, .. }) => self.report_damage(source, *place, &detail),
                     Err(error) => return Err(error),
                 }
             }
@@ -242,8 +280,8 @@ impl FileLedger {
             let places = self.shared.places(sealed, meter)?;
             let Some(newest) = places.last() else { continue };
             let latest = found.get_or_insert(Latest { slot_ms: newest.at_ms, good: Good::Unknown });
-            if let Some(place) = places.iter().rev().find(|place| !place.missing) {
-                latest.good = Good::At(sealed.first, *place);
+            if places.iter().any(|place| !place.missing) {
+                latest.good = Good::At(sealed.first);
                 break;
             }
         }
@@ -254,7 +292,7 @@ impl FileLedger {
             let mut state = self.shared.state_mut();
             // What was appended meanwhile is newer than what was found, and pruning removes what it has taken.
             let kept = match latest.good {
-                Good::At(first, _) => state.sealed.contains_key(&first),
+                Good::At(first) => state.sealed.contains_key(&first),
                 _ => true,
             };
             match state.latest.get_mut(meter) {

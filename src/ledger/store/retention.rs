@@ -80,7 +80,7 @@ impl FileLedger {
                 let mut state = self.shared.state_mut();
                 state.sealed.remove(&sealed.first);
                 for latest in state.latest.values_mut() {
-                    if matches!(latest.good, Good::At(first, _) if first == sealed.first) {
+                    if matches!(latest.good, Good::At(first) if first == sealed.first) {
                         latest.good = Good::Unknown; // an older segment may have been kept
                     }
                 }

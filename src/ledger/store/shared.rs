@@ -65,12 +65,12 @@ pub struct Latest {
     pub good: Good,
 }
 
-/// The latest reading that is not missing: segment and place.
+/// The latest reading that is not missing: its segment.
 #[derive(Debug, Clone, Copy)]
 pub enum Good {
     Unknown,
     None,
-    At(Seq, Place),
+    At(Seq),
 }
 
 /// What readers and the writer share.
@@ -97,7 +97,7 @@ impl State {
 
     /// Notes that `place`, in the segment `first`, is now the latest reading of `meter`.
     pub fn note_latest(&mut self, meter: &str, first: Seq, place: Place) {
-        let good = if place.missing { None } else { Some(Good::At(first, place)) };
+        let good = if place.missing { None } else { Some(Good::At(first)) };
         if let Some(latest) = self.latest.get_mut(meter) {
             latest.slot_ms = place.at_ms;
             latest.good = good.unwrap_or(latest.good);
