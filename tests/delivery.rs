@@ -156,7 +156,52 @@ async fn a_packet_limit_that_is_not_told_is_found() {
             s.oversize = oversize;
         });
         let broker = deliver(version, vec![script]).await;
-        broker.journal(|j| assert!(j.connects.len() == 3 && j.largest > 20_000, "{oversize:?}"));
+        broker.journal(|j| {
+            let connections = j.connects.len();
+            assert!(connections == 3 && j.largest > 20_000, "{oversize:?}: {connections}, {}", j.largest);
+        });
+    }
+}
+
+/// A policy of some brokers: a message on a topic that they do not like ends the connection without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_up_on_status_or_inventory_gets_the_records_and_the_topic_is_named() {
+    for version in BOTH {
+        for (part, named) in [("/status", "gw-01/status"), ("/inventory/", "gw-01/inventory/E-1")] {
+            let broker = Broker::start(version, vec![with(|s| s.ends_over = Some(part))]).await;
+            let ledger = stored(COUNT).await;
+            let mut gateway = Gateway::start(settings(broker.port, version), &shared(&ledger));
+            gateway.until("every record is taken", |s| s.acknowledged == COUNT).await;
+            gateway
+                .until("the topic is named", |s| {
+                    s.connected
+                        && s.warnings
+                            .iter()
+                            .any(|w| w.code == "broker_topic_left_out" && w.text.contains(named))
+                })
+                .await;
+            gateway.stop().await;
+            check(&broker, &*ledger, COUNT);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retained_message_that_is_too_large_stops_no_record_and_its_topic_is_named() {
+    for version in BOTH {
+        for leaf in ["command", "receipt", "inventory/+"] {
+            let broker = Broker::start(version, vec![with(|s| s.retained = Some((leaf, 300_000)))]).await;
+            let ledger = stored(COUNT).await;
+            let mut gateway = Gateway::start(settings(broker.port, version), &shared(&ledger));
+            gateway.until("every record is taken", |s| s.acknowledged == COUNT).await;
+            gateway
+                .until("the topic is named", |s| {
+                    s.connected && s.warnings.iter().any(|w| w.text.contains(leaf))
+                })
+                .await;
+            gateway.stop().await;
+            check(&broker, &*ledger, COUNT);
+        }
     }
 }
 

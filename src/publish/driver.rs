@@ -30,9 +30,8 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     credentials::{self, CredentialError},
-    link::{Broker, Link, LinkEvent, Message, Offer},
-    payload::MAX_RECORDS_BYTES,
-    session::{Action, Event, Session, Tag},
+    link::{Broker, Cause, Failure, Link, LinkEvent, Message, Offer},
+    session::{Action, Event, Part, Session, Tag},
     topics::Topics,
 };
 use crate::{
@@ -86,6 +85,14 @@ struct Driver {
     connected: bool,
     /// Topics that the broker does not let us subscribe to.
     unheard: Vec<String>,
+    /// Subscriptions without a SUBACK, one packet each.
+    asked: VecDeque<Vec<Part>>,
+    /// Topic of the last description that was sent.
+    last_described: Option<String>,
+    /// What is left out because connections end over it, as it was last logged.
+    left_out: Vec<Part>,
+    records_first: bool,
+    taken_over: bool,
     nobody_listens: bool,
     refused: bool,
     receipt_late: bool,
@@ -130,6 +137,11 @@ impl Driver {
             since: now,
             connected: false,
             unheard: Vec::new(),
+            asked: VecDeque::new(),
+            last_described: None,
+            left_out: Vec::new(),
+            records_first: false,
+            taken_over: false,
             nobody_listens: false,
             refused: false,
             receipt_late: false,
@@ -144,11 +156,13 @@ impl Driver {
         loop {
             self.notice_shutdown();
             self.put_on_record();
+            self.notice_online();
             self.say_own();
             match self.session.poll(Instant::now().into_std()) {
                 Action::Advance(cursor, to) => self.ledger.advance(cursor, to),
                 Action::Connect => self.connect(),
-                Action::Drop(fault) => self.lose(&fault.to_string()),
+                Action::Subscribe(parts) => self.subscribe(parts),
+                Action::Drop(fault) => self.lose(&fault.to_string(), fault.cause()),
                 Action::Send(tag) => self.send(tag).await,
                 Action::WaitUntil(until) => {
                     self.show(); // here, because what is shown as acknowledged must be in the ledger already
@@ -219,7 +233,7 @@ impl Driver {
     fn connect(&mut self) {
         match self.offer() {
             Ok(offer) => self.link = Some(self.broker.connect(offer)),
-            Err(error) => self.lose(&error.to_string()),
+            Err(error) => self.lose(&error.to_string(), Cause::Said),
         }
     }
 
@@ -252,15 +266,13 @@ impl Driver {
         match event {
             LinkEvent::Connected { receive_max, keep_alive, .. } => {
                 self.session.handle(Event::Connected { receive_max, keep_alive }, now);
-                let filters = vec![self.names.receipt(), self.names.command(), self.names.inventories()];
-                if !self.link.as_ref().is_some_and(|link| link.subscribe(filters)) {
-                    self.lose("the client does not take the subscriptions");
-                }
             }
             LinkEvent::Subscribed(granted) => self.subscribed(&granted),
             LinkEvent::Sent(0) => {}
             LinkEvent::Sent(pkid) => self.session.handle(Event::Sent(pkid), now),
-            LinkEvent::Collision(pkid) => self.lose(&format!("packet id {pkid} is still in use")),
+            LinkEvent::Collision(pkid) => {
+                self.lose(&format!("packet id {pkid} is still in use"), Cause::Said);
+            }
             LinkEvent::Acknowledged(pkid, verdict) => {
                 self.session.handle(Event::Acknowledged(pkid, verdict), now);
             }
@@ -269,17 +281,22 @@ impl Driver {
                 self.message(&topic, &payload, retained);
             }
             LinkEvent::Heard => self.session.handle(Event::Heard, now),
-            LinkEvent::Failed(why) => self.lose(&why),
+            LinkEvent::Failed(Failure { cause, text }) => self.lose(&text, cause),
+        }
+    }
+
+    fn subscribe(&mut self, parts: Vec<Part>) {
+        let filters = parts.iter().map(|part| self.topic(*part)).collect();
+        self.asked.push_back(parts);
+        if !self.link.as_ref().is_some_and(|link| link.subscribe(filters)) {
+            self.lose("the client does not take the subscriptions", Cause::Said);
         }
     }
 
     fn subscribed(&mut self, granted: &[bool]) {
-        if self.session.is_online() {
-            return;
-        }
-        self.unheard.clear();
-        for (nth, topic) in [self.names.receipt(), self.names.command()].into_iter().enumerate() {
-            if granted.get(nth) != Some(&true) {
+        for (nth, part) in self.asked.pop_front().unwrap_or_default().into_iter().enumerate() {
+            if granted.get(nth) != Some(&true) && part != Part::Descriptions {
+                let topic = self.topic(part);
                 error!(
                     topic,
                     "the broker refuses the subscription\n  hint: allow it in the broker's access list"
@@ -288,6 +305,24 @@ impl Driver {
             }
         }
         self.session.handle(Event::Up, Instant::now().into_std());
+    }
+
+    /// What this part is about: the filter of a subscription, or the topic of the last message.
+    pub(super) fn topic(&self, part: Part) -> String {
+        match part {
+            Part::Receipts => self.names.receipt(),
+            Part::Commands => self.names.command(),
+            Part::Descriptions => self.names.inventories(),
+            Part::Status => self.names.status(),
+            Part::Inventory => self.last_described.clone().unwrap_or_else(|| self.names.inventories()),
+            Part::Responses => self.names.response(),
+        }
+    }
+
+    fn notice_online(&mut self) {
+        if self.connected || !self.session.is_online() {
+            return;
+        }
         self.connected = true;
         self.since = Instant::now();
         self.last_error = None;
@@ -302,25 +337,29 @@ impl Driver {
         self.announce(true);
     }
 
-    fn lose(&mut self, why: &str) {
+    fn lose(&mut self, why: &str, cause: Cause) {
         self.link = None;
+        self.asked.clear();
+        self.unheard.clear();
         if self.connected {
             self.connected = false;
             self.number = None;
             self.since = Instant::now();
             warn!(error = why, "connection to the broker lost; records are kept");
-        } else if self.last_error.as_deref() == Some(why) {
+        } else if self.last_error.as_deref().is_some_and(|said| same_but_numbers(said, why)) {
             debug!(error = why, "still no connection to the broker");
         } else {
             warn!(error = why, "no connection to the broker; records are kept");
         }
         self.last_error = Some(why.to_owned());
         self.own.retain(|message| message.schema == RESPONSE_SCHEMA);
-        let size = self.session.message_bytes(MAX_RECORDS_BYTES);
-        self.session.handle(Event::Down { random: fastrand::u64(..) }, Instant::now().into_std());
-        let bytes = self.session.message_bytes(MAX_RECORDS_BYTES);
-        if bytes < size {
-            warn!(bytes, "connections end over a message of records; smaller ones are tried");
+        let size = self.session.size_limit();
+        let down = Event::Down { random: fastrand::u64(..), cause };
+        self.session.handle(down, Instant::now().into_std());
+        if let Some(bytes) =
+            self.session.size_limit().filter(|bytes| size.is_none_or(|before| *bytes < before))
+        {
+            warn!(bytes, "connections to the broker end over a message of records; smaller ones are tried");
         }
     }
 
@@ -330,7 +369,9 @@ impl Driver {
             return;
         }
         let deadline = Instant::now() + FAREWELL;
-        self.offer_to_link(self.status_message(false), Tag::Own);
+        if !self.session.left_out().contains(&Part::Status) {
+            self.offer_to_link(self.status_message(false), Tag::Own(Part::Status));
+        }
         while self.session.in_flight() > 0
             && let Some(link) = &mut self.link
             && let Ok(event) = timeout_at(deadline, link.event()).await
@@ -353,6 +394,12 @@ impl Driver {
         self.connected = false;
         self.since = Instant::now();
     }
+}
+
+/// Whether two texts differ in numbers alone: ports, dates, seconds. Such a change is no news.
+fn same_but_numbers(one: &str, other: &str) -> bool {
+    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    words(one) == words(other)
 }
 
 /// Waits for a change; for ever, when nobody is left who could make one.

@@ -73,7 +73,38 @@ pub enum LinkEvent {
     /// Any other sign of life.
     Heard,
     /// The end of this link.
-    Failed(String),
+    Failed(Failure),
+}
+
+/// Why a link ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What may be concluded from it.
+    pub cause: Cause,
+    /// For people.
+    pub text: String,
+}
+
+/// What may be concluded from the end of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something came that cannot be taken: too large, or not MQTT.
+    Incoming,
+    /// The broker says that what it got is too large.
+    TooLarge,
+    /// It ended without a word.
+    Closed,
+    /// Another client came with our client id.
+    TakenOver,
+    /// A reason was given, and it is none of these.
+    Said,
+}
+
+impl From<&str> for Failure {
+    /// An end without a word.
+    fn from(text: &str) -> Failure {
+        Failure { cause: Cause::Closed, text: text.to_owned() }
+    }
 }
 
 /// One connection attempt and, if it succeeds, the connection. Dropped, it is gone.

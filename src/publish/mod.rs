@@ -13,7 +13,7 @@ mod session;
 mod topics;
 
 pub use driver::{Context, Incoming, Inventory, Outgoing, PublisherState, run};
-pub use link::{Broker, Link, LinkEvent, Message, Offer};
+pub use link::{Broker, Cause, Failure, Link, LinkEvent, Message, Offer};
 pub use mqtt::RealBroker;
 pub use payload::{Command, PayloadError, Receipt, Rejected, Response, describe};
 pub use session::{MAX_REPLAYS, RESUME_MAX, Verdict};

@@ -4,12 +4,13 @@
 //! and events of the first. One task does nothing but poll the loop and forward; dropping it ends it. Decides
 //! nothing: what the events mean is the session's business.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use rumqttc::{
-    AsyncClient, Event as V4Event, EventLoop, LastWill, MqttOptions, NetworkOptions, Outgoing,
-    Packet as V4Packet, QoS, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, v5,
+    AsyncClient, ConnectionError, Event as V4Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
+    Outgoing, Packet as V4Packet, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
+    Transport, v5,
     v5::mqttbytes::v5::{
         ConnectProperties, Filter, LastWill as V5Will, LastWillProperties, Packet as V5Packet, PubAckReason,
         PublishProperties, SubscribeReasonCode as V5SubscribeReason,
@@ -19,7 +20,7 @@ use rustls::ClientConfig;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    link::{Broker, Link, LinkEvent, Message, Offer},
+    link::{Broker, Cause, Failure, Link, LinkEvent, Message, Offer},
     payload::MAX_PACKET_BYTES,
     session::{Verdict, WINDOW},
 };
@@ -78,7 +79,8 @@ impl Link for Connection {
     fn event(&mut self) -> BoxFuture<'_, LinkEvent> {
         Box::pin(async {
             let event = self.events.recv().await;
-            let event = event.unwrap_or_else(|| LinkEvent::Failed("the connection's task has ended".into()));
+            let event =
+                event.unwrap_or_else(|| LinkEvent::Failed(Failure::from("the connection's task has ended")));
             if let LinkEvent::Connected { max_packet, .. } = event {
                 self.max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX).min(MAX_PACKET_BYTES);
             }
@@ -92,7 +94,7 @@ impl Link for Connection {
 
     fn publish(&self, message: Message) -> bool {
         let Message { topic, payload, retain, schema } = message;
-        match &self.client {
+        let taken = match &self.client {
             Client::V311(client) => client.try_publish(topic, QoS::AtLeastOnce, retain, payload).is_ok(),
             Client::V5(client) => {
                 let properties = PublishProperties {
@@ -103,11 +105,12 @@ impl Link for Connection {
                 let qos = v5::mqttbytes::QoS::AtLeastOnce;
                 client.try_publish_with_properties(topic, qos, retain, payload, properties).is_ok()
             }
-        }
+        };
+        taken || self.pump.is_finished() // then the reason is on its way as an event
     }
 
     fn subscribe(&self, filters: Vec<String>) -> bool {
-        match &self.client {
+        let taken = match &self.client {
             Client::V311(client) => {
                 let filters = filters.into_iter().map(|f| SubscribeFilter::new(f, QoS::AtLeastOnce));
                 client.try_subscribe_many(filters).is_ok()
@@ -116,7 +119,8 @@ impl Link for Connection {
                 let filters = filters.into_iter().map(|f| Filter::new(f, v5::mqttbytes::QoS::AtLeastOnce));
                 client.try_subscribe_many(filters).is_ok()
             }
-        }
+        };
+        taken || self.pump.is_finished() // then the reason is on its way as an event
     }
 
     fn disconnect(&self) {
@@ -170,8 +174,14 @@ fn open_v311(offer: Offer, events: mpsc::Sender<LinkEvent>) -> (Client, JoinHand
 }
 
 async fn pump_v311(mut event_loop: EventLoop, events: mpsc::Sender<LinkEvent>) {
+    let (mut left, mut failure) = (VecDeque::new(), None);
     loop {
-        let event = match event_loop.poll().await {
+        let polled = match left.pop_front() {
+            Some(event) => Ok(event),
+            None if failure.is_some() => break,
+            None => event_loop.poll().await,
+        };
+        let event = match polled {
             Ok(V4Event::Incoming(V4Packet::ConnAck(_))) => LinkEvent::Connected {
                 receive_max: CLIENT_INFLIGHT,
                 max_packet: UNLIMITED,
@@ -193,12 +203,26 @@ async fn pump_v311(mut event_loop: EventLoop, events: mpsc::Sender<LinkEvent>) {
                 Some(event) => event,
                 None => continue,
             },
-            Err(error) => LinkEvent::Failed(error.to_string()),
+            Err(error) => {
+                let cause = match &error {
+                    ConnectionError::MqttState(StateError::Deserialization(
+                        rumqttc::mqttbytes::Error::PayloadSizeLimitExceeded(_),
+                    )) => Cause::Incoming,
+                    ConnectionError::ConnectionRefused(_) => Cause::Said,
+                    _ => Cause::Closed,
+                };
+                failure = Some(Failure { cause, text: error.to_string() });
+                // What came before the end still counts.
+                left = std::mem::take(&mut event_loop.state.events);
+                continue;
+            }
         };
-        let failed = matches!(event, LinkEvent::Failed(_));
-        if events.send(event).await.is_err() || failed {
+        if events.send(event).await.is_err() {
             return;
         }
+    }
+    if let Some(failure) = failure {
+        let _nobody_waits = events.send(LinkEvent::Failed(failure)).await;
     }
 }
 
@@ -240,8 +264,14 @@ fn open_v5(offer: Offer, events: mpsc::Sender<LinkEvent>) -> (Client, JoinHandle
 }
 
 async fn pump_v5(mut event_loop: v5::EventLoop, events: mpsc::Sender<LinkEvent>) {
+    let (mut left, mut failure) = (VecDeque::new(), None);
     loop {
-        let event = match event_loop.poll().await {
+        let polled = match left.pop_front() {
+            Some(event) => Ok(event),
+            None if failure.is_some() => break,
+            None => event_loop.poll().await,
+        };
+        let event = match polled {
             Ok(v5::Event::Incoming(V5Packet::ConnAck(ack))) => {
                 let told = ack.properties.as_ref();
                 let server_keep_alive = told.and_then(|p| p.server_keep_alive).filter(|secs| *secs > 0);
@@ -271,12 +301,25 @@ async fn pump_v5(mut event_loop: v5::EventLoop, events: mpsc::Sender<LinkEvent>)
                 Some(event) => event,
                 None => continue,
             },
-            Err(error) => LinkEvent::Failed(error.to_string()),
+            Err(error) => {
+                let cause = match &error {
+                    v5::ConnectionError::MqttState(v5::StateError::Deserialization(
+                        v5::mqttbytes::Error::PayloadSizeLimitExceeded { .. },
+                    )) => Cause::Incoming,
+                    _ => Cause::Closed,
+                };
+                failure = Some(Failure { cause, text: error.to_string() });
+                // What came before the end still counts.
+                left = std::mem::take(&mut event_loop.state.events);
+                continue;
+            }
         };
-        let failed = matches!(event, LinkEvent::Failed(_));
-        if events.send(event).await.is_err() || failed {
+        if events.send(event).await.is_err() {
             return;
         }
+    }
+    if let Some(failure) = failure {
+        let _nobody_waits = events.send(LinkEvent::Failed(failure)).await;
     }
 }
 

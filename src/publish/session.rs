@@ -3,12 +3,17 @@
 //! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
 //! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a
 //! few messages earlier when the connection was lost. `words` is what is said to it and by it, `outcomes` moves the
-//! cursors, `receipts` hears billing.
+//! cursors, `receipts` hears billing, `parts` keeps everything else from holding records back, `pace` and `size` say how
+//! much goes at once.
 
 mod outcomes;
+mod pace;
+mod parts;
 mod receipts;
+mod size;
 mod words;
 
+pub use parts::Part;
 pub use receipts::{MAX_PARKED, Note};
 pub use words::{Action, Event, Fault, Tag, Verdict};
 
@@ -21,15 +26,17 @@ use std::{
 use super::payload::MAX_RECORDS;
 use crate::{config::Confirm, ledger::Cursor, model::Seq};
 
-use outcomes::MessageSize;
+use pace::{Departure, Pace};
+use parts::Parts;
 use receipts::{Owed, Parked};
+use size::MessageSize;
 
 /// Messages from the oldest unacknowledged one to the newest: enough to fill a slow link, few enough to repeat. The
 /// client's packet ids wrap at the broker's receive maximum, so a narrower one is the window, and no id is used twice.
 pub const WINDOW: u16 = 32;
 /// From starting a connection to its CONNACK, and from there to the SUBACK.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// Age of the oldest unacknowledged message at which a connection counts as stalled.
+/// How long the oldest unacknowledged message may be the oldest before a connection counts as stalled.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(30);
 /// Added to twice the keep-alive: how long a broker may say nothing at all.
 const SILENCE_GRACE: Duration = Duration::from_secs(10);
@@ -45,19 +52,24 @@ pub const MAX_REPLAYS: usize = 64;
 /// Acknowledged records that a new connection sends again at most, where billing confirms and has not: some minutes on a
 /// slow link. Without it, a billing system that has stopped to confirm would get a year of records at each connection.
 pub const RESUME_MAX: Seq = 50_000;
+/// Connections in a row that another client may have ended before it is said: one may have been ourselves, before a restart.
+const TAKEN_OVER_SHOWN: u32 = 2;
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Waiting { until: Instant },
     Connecting { since: Instant },
-    Subscribing { since: Instant },
-    Online { since: Instant },
+    Subscribing { since: Instant, asked: bool },
+    Online,
     Dropping,
 }
 
 #[derive(Debug)]
 struct Outstanding {
     tag: Tag,
+    part: Option<Part>,
+    bytes: usize,
+    departure: Option<Departure>,
     since: Instant,
     pkid: Option<u16>,
     verdict: Option<Verdict>,
@@ -70,6 +82,7 @@ pub struct Session {
     ledger: String,
     confirm: Confirm,
     phase: Phase,
+    online_since: Option<Instant>,
     head: Seq,
     next: Seq,
     highest_sent: Seq,
@@ -81,6 +94,8 @@ pub struct Session {
     confirmed: Seq,
     told: (Seq, Seq),
     outstanding: VecDeque<Outstanding>,
+    /// When the message that is the oldest one became it, unless it was sent later.
+    moved: Instant,
     window: u16,
     keep_alive: Duration,
     heard: Instant,
@@ -92,6 +107,12 @@ pub struct Session {
     refusals: u32,
     paused_until: Option<Instant>,
     attempts: u32,
+    /// Connections in a row that another client with our id may have ended.
+    taken_over: u32,
+    /// Connections in a row that ended early and for no reason.
+    idle_ends: u32,
+    /// The broker has answered a message of records on this connection.
+    records_answered: bool,
     nobody_listens: bool,
     last_refusal: Option<String>,
     stopping: bool,
@@ -103,6 +124,8 @@ pub struct Session {
     /// Why the broker refuses a message that is not of records.
     own_refusal: Option<String>,
     size: MessageSize,
+    pace: Pace,
+    parts: Parts,
 }
 
 /// Where a connection resumes. Where only billing's word frees a record, what it has not confirmed is sent again: nobody
@@ -133,6 +156,7 @@ impl Session {
             ledger: ledger.to_owned(),
             confirm,
             phase: Phase::Waiting { until: now },
+            online_since: None,
             head,
             next: reached + 1,
             highest_sent: acknowledged,
@@ -142,6 +166,7 @@ impl Session {
             confirmed,
             told,
             outstanding: VecDeque::new(),
+            moved: now,
             window: WINDOW,
             keep_alive: Duration::ZERO,
             heard: now,
@@ -151,6 +176,9 @@ impl Session {
             refusals: 0,
             paused_until: None,
             attempts: 0,
+            taken_over: 0,
+            idle_ends: 0,
+            records_answered: false,
             nobody_listens: false,
             last_refusal: None,
             stopping: false,
@@ -161,6 +189,8 @@ impl Session {
             owed: Owed::new(now),
             own_refusal: None,
             size: MessageSize::default(),
+            pace: Pace::default(),
+            parts: Parts::default(),
         }
     }
 
@@ -173,15 +203,25 @@ impl Session {
                 self.desync = None; // whatever a dead connection still said
                 self.window = WINDOW.min(receive_max.max(1));
                 self.keep_alive = keep_alive;
-                self.phase = Phase::Subscribing { since: now };
+                self.records_answered = false;
+                if self.parts.connected() {
+                    self.go_online(now); // records first
+                } else {
+                    self.phase = Phase::Subscribing { since: now, asked: false };
+                }
             }
             Event::Up => {
                 self.heard = now;
-                self.phase = Phase::Online { since: now };
-                self.owed.online(now);
+                if let Phase::Subscribing { asked, .. } = self.phase {
+                    if !asked {
+                        self.parts.take_subscriptions(false, now);
+                    }
+                    self.go_online(now);
+                }
+                self.parts.subscribed(now);
             }
             Event::Heard => self.heard = now,
-            Event::Down { random } => self.down(random, now),
+            Event::Down { random, cause } => self.down(random, cause, now),
             Event::Sent(pkid) => self.sent(pkid),
             Event::Acknowledged(pkid, verdict) => {
                 self.heard = now;
@@ -192,7 +232,15 @@ impl Session {
                 self.receipt(receipt);
             }
         }
+        self.parts.settle(now);
         self.watch_receipts(now);
+    }
+
+    fn go_online(&mut self, now: Instant) {
+        self.phase = Phase::Online;
+        self.online_since = Some(now);
+        self.moved = now;
+        self.owed.online(now);
     }
 
     /// What to do now. Call again after each action that is done, until it says `WaitUntil`.
@@ -214,13 +262,23 @@ impl Session {
                 Action::Connect
             }
             Phase::Connecting { since } => self.expect(since + CONNECT_LIMIT, Fault::NotConnected, now),
-            Phase::Subscribing { since } => self.expect(since + CONNECT_LIMIT, Fault::NotSubscribed, now),
-            Phase::Online { .. } => self.online(now),
+            Phase::Subscribing { since, asked: false } => {
+                self.phase = Phase::Subscribing { since, asked: true };
+                let parts = self.parts.take_subscriptions(false, now);
+                if parts.is_empty() {
+                    self.go_online(now);
+                    return self.online(now);
+                }
+                Action::Subscribe(parts)
+            }
+            Phase::Subscribing { since, .. } => self.expect(since + CONNECT_LIMIT, Fault::NotSubscribed, now),
+            Phase::Online => self.online(now),
         }
     }
 
-    /// A message was handed to the client. Messages must be handed over in the order of these calls.
-    pub fn offered(&mut self, tag: Tag, now: Instant) {
+    /// A message of so many bytes was handed to the client. Messages must be handed over in the order of these calls.
+    pub fn offered(&mut self, tag: Tag, bytes: usize, now: Instant) {
+        let mut part = None;
         match &tag {
             Tag::Records(range) => {
                 self.next = range.end() + 1;
@@ -231,9 +289,21 @@ impl Session {
                 self.take_replay(*range.end());
                 self.replay_is_next = false;
             }
-            Tag::Own => {}
+            Tag::Own(own) => {
+                part = Some(*own);
+                self.parts.said(*own);
+            }
         }
-        self.outstanding.push_back(Outstanding { tag, since: now, pkid: None, verdict: None });
+        let departure = part.is_none().then(|| self.pace.sent(bytes));
+        self.outstanding.push_back(Outstanding {
+            tag,
+            part,
+            bytes,
+            departure,
+            since: now,
+            pkid: None,
+            verdict: None,
+        });
     }
 
     /// These records can never be sent (damaged, or pruned by retention): the cursor passes over them in their turn.
@@ -244,19 +314,47 @@ impl Session {
                 self.highest_sent = self.highest_sent.max(*range.end());
                 let tag = Tag::Records(range);
                 let verdict = Some(Verdict::Accepted);
-                self.outstanding.push_back(Outstanding { tag, since: now, pkid: Some(0), verdict });
+                self.outstanding.push_back(Outstanding {
+                    tag,
+                    part: None,
+                    bytes: 0,
+                    departure: None,
+                    since: now,
+                    pkid: Some(0),
+                    verdict,
+                });
                 self.settle();
             }
             Tag::Replay(range) => self.take_replay(*range.end()),
-            Tag::Own => {}
+            Tag::Own(_) => {}
         }
     }
 
     /// Whether a message of the publisher's own may be handed to the client now.
     pub fn may_offer(&self) -> bool {
-        matches!(self.phase, Phase::Online { .. })
+        matches!(self.phase, Phase::Online)
             && self.desync.is_none()
             && self.outstanding.len() < usize::from(self.window)
+    }
+
+    /// Whether that is the time for a message of this part. One that is left out, or has to go alone, waits.
+    pub fn may_say(&self, part: Part, now: Instant) -> bool {
+        self.may_offer() && self.parts.may_say(part, self.records_gone(), now)
+    }
+
+    /// What is left out because connections ended over it, until it went well again.
+    pub fn left_out(&self) -> Vec<Part> {
+        self.parts.left_out()
+    }
+
+    /// Connections ended over something other than records: on this one they go first.
+    pub fn records_first(&self) -> bool {
+        self.parts.doubtful()
+    }
+
+    /// Another client seems to use our client id.
+    pub fn is_taken_over(&self) -> bool {
+        self.taken_over >= TAKEN_OVER_SHOWN
     }
 
     /// Asks for records to be sent once more. Clamped to what was sent before; false when there is nothing to send
@@ -287,7 +385,7 @@ impl Session {
 
     /// Whether subscriptions stand and messages may flow.
     pub fn is_online(&self) -> bool {
-        matches!(self.phase, Phase::Online { .. })
+        matches!(self.phase, Phase::Online)
     }
 
     /// Last seq of the unbroken run that the broker has acknowledged.
@@ -315,9 +413,15 @@ impl Session {
         self.own_refusal.as_deref()
     }
 
-    /// How many bytes of `limit` a message of records should have: fewer, where larger ones end the connection.
+    /// How many bytes of `limit` a message of records should have: fewer, where larger ones end the connection or the line is
+    /// slow.
     pub fn message_bytes(&self, limit: usize) -> usize {
-        self.size.of(limit)
+        self.size.of(limit).min(self.pace.message())
+    }
+
+    /// Bytes beyond which messages of records end connections, where that was found.
+    pub fn size_limit(&self) -> Option<usize> {
+        self.size.limit()
     }
 
     /// Replays that wait for their turn.
@@ -349,11 +453,19 @@ impl Session {
             return self.give_up(Fault::Silent(patience.as_secs()));
         }
         if let Some(oldest) = self.outstanding.iter().find(|o| o.verdict.is_none()) {
-            let deadline = oldest.since + ACKNOWLEDGE_LIMIT;
+            let deadline = oldest.since.max(self.moved) + ACKNOWLEDGE_LIMIT;
             if now >= deadline {
                 return self.give_up(Fault::Unacknowledged);
             }
             wake = wake.min(deadline);
+        }
+        self.parts.settle(now);
+        let parts = self.parts.take_subscriptions(self.records_gone(), now);
+        if !parts.is_empty() && !self.stopping {
+            return Action::Subscribe(parts);
+        }
+        if let Some(at) = self.parts.wake(now) {
+            wake = wake.min(at);
         }
         match self.paused_until {
             Some(until) if now < until => return Action::WaitUntil(Some(wake.min(until))),
@@ -366,9 +478,8 @@ impl Session {
     }
 
     fn next_send(&self) -> Option<Tag> {
-        let with_records =
-            self.outstanding.iter().filter(|o| o.verdict.is_none() && o.tag != Tag::Own).count();
-        if self.stopping || self.rewind || !self.may_offer() || (self.careful && with_records > 0) {
+        let alone = self.careful && self.records_in_flight().next().is_some();
+        if self.stopping || self.rewind || alone || !self.may_offer() || !self.pace.has_room() {
             return None;
         }
         let records =
@@ -376,6 +487,15 @@ impl Session {
         let replay =
             self.replays.front().map(|r| Tag::Replay(*r.start()..=one_message(*r.start(), *r.end())));
         if self.replay_is_next { replay.or(records) } else { records.or(replay) }
+    }
+
+    fn records_in_flight(&self) -> impl Iterator<Item = &Outstanding> {
+        self.outstanding.iter().filter(|o| o.verdict.is_none() && o.part.is_none())
+    }
+
+    /// Records do not wait for anything else to be tried: the broker has answered some, or there are none.
+    fn records_gone(&self) -> bool {
+        self.records_answered || self.next > self.head
     }
 
     fn take_replay(&mut self, sent_to: Seq) {
@@ -397,3 +517,9 @@ mod tests;
 
 #[cfg(test)]
 mod fire_tests;
+
+#[cfg(test)]
+mod line_tests;
+
+#[cfg(test)]
+mod parts_tests;

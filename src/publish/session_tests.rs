@@ -1,7 +1,10 @@
 //! The session alone: what it does with each event, and a thousand dishonest brokers under fixed seeds.
 
 use super::{
-    super::payload::{Receipt, Rejected},
+    super::{
+        link::Cause,
+        payload::{Receipt, Rejected},
+    },
     *,
 };
 
@@ -27,6 +30,7 @@ fn drain(s: &mut Session, now: Instant) -> (Option<Action>, Vec<(Cursor, Seq)>) 
     loop {
         match s.poll(now) {
             Action::Advance(cursor, to) => advances.push((cursor, to)),
+            Action::Subscribe(_) => s.handle(Event::Up, now),
             Action::WaitUntil(_) => return (None, advances),
             other => return (Some(other), advances),
         }
@@ -40,9 +44,9 @@ fn send_all(s: &mut Session, per: Seq, first: u16, now: Instant) -> Vec<(u16, Ta
         let tag = match tag {
             Tag::Records(r) => Tag::Records(*r.start()..=(*r.end()).min(r.start() + per - 1)),
             Tag::Replay(r) => Tag::Replay(*r.start()..=(*r.end()).min(r.start() + per - 1)),
-            Tag::Own => panic!("own messages are not asked for"),
+            Tag::Own(_) => panic!("own messages are not asked for"),
         };
-        s.offered(tag.clone(), now);
+        s.offered(tag.clone(), 1000, now);
         let pkid = first + u16::try_from(sent.len()).unwrap();
         s.handle(Event::Sent(pkid), now);
         sent.push((pkid, tag));
@@ -105,7 +109,7 @@ fn a_message_of_its_own_does_not_hold_the_cursor_back() {
     let now = Instant::now();
     let mut s = session(Confirm::Broker, 1, now);
     bring_up(&mut s, 100, now);
-    s.offered(Tag::Own, now);
+    s.offered(Tag::Own(Part::Status), 1000, now);
     s.handle(Event::Sent(1), now);
     send_all(&mut s, 1, 2, now);
     s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
@@ -206,14 +210,14 @@ fn pauses_between_attempts_grow_and_are_spread() {
         assert_eq!(s.poll(now), Action::Connect);
         // The highest random number that still gives the longest pause of this attempt.
         let ceiling = (1000_u64 << (attempt + 1).min(6)).min(60_000);
-        s.handle(Event::Down { random: ceiling - 1000 }, now);
+        s.handle(Event::Down { random: ceiling - 1000, cause: Cause::Closed }, now);
         let Action::WaitUntil(Some(until)) = s.poll(now) else { panic!("must wait") };
         longest.push((until - now).as_secs());
         now = until;
     }
     assert_eq!(longest, [2, 4, 8, 16, 32, 60, 60, 60]);
     assert_eq!(s.poll(now), Action::Connect);
-    s.handle(Event::Down { random: 0 }, now);
+    s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
     assert_eq!(s.poll(now), Action::WaitUntil(Some(at(now, 1000))), "never sooner than a second");
 }
 
@@ -262,7 +266,7 @@ fn a_replay_goes_in_between_and_moves_no_cursor() {
     );
     s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
     assert_eq!(s.acknowledged_seq(), 25);
-    s.handle(Event::Down { random: 0 }, now);
+    s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
     s.handle(Event::Acknowledged(3, Verdict::Accepted), now);
     assert_eq!(s.acknowledged_seq(), 25, "what a dead connection says is not heard");
 }
@@ -280,7 +284,7 @@ fn a_lost_connection_repeats_its_last_messages_but_short_ones_still_get_ahead() 
             let Some((_, Tag::Records(range))) = sent.into_iter().next() else { panic!("records are sent") };
             sent_to.push(*range.end());
         }
-        s.handle(Event::Down { random: 0 }, now);
+        s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
         now = at(now, 1_000);
     }
     assert_eq!(sent_to, [10, 20, 30, 10, 20, 30, 40, 50, 60, 40, 50, 60, 70, 80, 90, 70, 80, 90]);
@@ -292,7 +296,7 @@ fn a_skipped_record_is_passed_in_its_turn() {
     let now = Instant::now();
     let mut s = session(Confirm::Broker, 3, now);
     bring_up(&mut s, 100, now);
-    s.offered(Tag::Records(1..=1), now);
+    s.offered(Tag::Records(1..=1), 1000, now);
     s.handle(Event::Sent(1), now);
     s.skip(Tag::Records(2..=2), now);
     assert_eq!(s.acknowledged_seq(), 0);
@@ -352,9 +356,10 @@ fn simulate(seed: u64) {
                     up = true;
                 }
             }
+            Action::Subscribe(_) => s.handle(Event::Up, now),
             Action::Drop(_) => {
                 up = false;
-                s.handle(Event::Down { random: random.u64(..) }, now);
+                s.handle(Event::Down { random: random.u64(..), cause: Cause::Closed }, now);
             }
             Action::Send(tag) => {
                 let part = |r: RangeInclusive<Seq>, n: u64| *r.start()..=(*r.end()).min(r.start() + n);
@@ -362,9 +367,9 @@ fn simulate(seed: u64) {
                 let tag = match tag {
                     Tag::Records(r) => Tag::Records(part(r, n)),
                     Tag::Replay(r) => Tag::Replay(part(r, n)),
-                    Tag::Own => unreachable!(),
+                    Tag::Own(_) => unreachable!(),
                 };
-                s.offered(tag.clone(), now);
+                s.offered(tag.clone(), 1000, now);
                 pkid += 1;
                 s.handle(Event::Sent(pkid), now);
                 wire.push((pkid, tag));
@@ -394,10 +399,10 @@ fn simulate(seed: u64) {
                             .for_each(|n| delivered[usize::try_from(n).unwrap()] = true);
                     }
                     // A lie about one behind a gap cannot be told from the truth; end the connection instead.
-                    s.handle(Event::Down { random: 0 }, now);
+                    s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
                     up = false;
                 } else if up && !honest && dice < 76 {
-                    s.handle(Event::Down { random: random.u64(..) }, now);
+                    s.handle(Event::Down { random: random.u64(..), cause: Cause::Closed }, now);
                     up = false;
                 } else if dice < 80 {
                     let confirmed_seq = if random.bool() { told } else { head + 1 + random.u64(0..9) };

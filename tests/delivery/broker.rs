@@ -62,6 +62,10 @@ pub struct Script {
     pub own_ack: u8,
     pub takes: usize,
     pub oversize: Oversize,
+    /// Messages of the gateway's own, on topics with this in them, end the connection.
+    pub ends_over: Option<&'static str>,
+    /// A retained message of so many bytes, for whoever subscribes to this topic.
+    pub retained: Option<(&'static str, usize)>,
     /// Ends in the middle of this message of records (from 1).
     pub ends_within: Option<usize>,
     /// Reads nothing more after this message of records (from 1); 0: after the subscription.
@@ -81,6 +85,8 @@ impl Default for Script {
             own_ack: 0,
             takes: usize::MAX,
             oversize: Oversize::HangUp,
+            ends_over: None,
+            retained: None,
             ends_within: None,
             deaf_after: None,
         }
@@ -249,7 +255,14 @@ impl Connection {
                     answer.push(0);
                 }
                 answer.extend_from_slice(&self.script.suback.clone());
-                self.write(0x90, &answer).await
+                self.write(0x90, &answer).await?;
+                match self.script.retained {
+                    Some((leaf, bytes)) if contains(body, format!("/{leaf}").as_bytes()) => {
+                        let topic = format!("metering/v1/riverside/gw-01/{}", leaf.replace('+', "W-1"));
+                        self.publish(&topic, &vec![b' '; bytes], true).await
+                    }
+                    _ => Some(()),
+                }
             }
             3 => self.published(body).await,
             12 => {
@@ -308,6 +321,9 @@ impl Connection {
             skip_properties(&mut rest);
         }
         if !topic.ends_with("/records") {
+            if self.script.ends_over.is_some_and(|part| topic.contains(part)) {
+                return None;
+            }
             self.journal.lock().unwrap().own.push((topic, rest.to_vec()));
             return self.puback(pkid, self.script.own_ack).await;
         }

@@ -65,7 +65,8 @@ impl Gateway {
     pub fn start(settings: Mqtt, ledger: &SharedLedger) -> Gateway {
         let (inbox, inbox_rx) = mpsc::channel(8);
         let (events, mut heard) = mpsc::channel(8);
-        let (inventory, inventory_rx) = watch::channel(Inventory::new());
+        let (inventory, inventory_rx) =
+            watch::channel(Inventory::from([("E-1".parse().unwrap(), json!({"id": "E-1"}))]));
         let (status, status_rx) = watch::channel(json!({"clock": "synced"}));
         let (state_tx, state) = watch::channel(PublisherState::default());
         let (shutdown, shutdown_rx) = watch::channel(false);

@@ -36,8 +36,7 @@ impl Driver {
                     meter.parse::<MeterId>().is_ok_and(|id| self.inventory.borrow().contains_key(&id));
                 if !known && self.own.len() < MAX_WAITING {
                     info!(meter, "removing the description of a meter that is no longer configured");
-                    let message = self.inventory_message(meter, Bytes::new());
-                    self.own.push_back(message);
+                    self.describe(self.inventory_message(meter, Bytes::new()));
                 }
             }
             Some(Down::Inventory(_)) => {}

@@ -13,11 +13,19 @@ use super::{
     super::{
         link::Message,
         payload::{self, Response, StatusFacts},
-        session::Tag,
+        session::{Part, Tag},
     },
     Driver, Outgoing, PublisherState,
 };
-use crate::model::MeterId;
+use crate::model::{MeterId, Warning};
+
+fn part_of(message: &Message) -> Part {
+    match message.schema {
+        STATUS_SCHEMA => Part::Status,
+        INVENTORY_SCHEMA => Part::Inventory,
+        _ => Part::Responses,
+    }
+}
 
 /// How often `status` is repeated (the contract).
 const STATUS_EVERY: Duration = Duration::from_secs(60);
@@ -61,15 +69,21 @@ impl Driver {
         if !self.session.is_online() {
             return;
         }
-        for removed in self.announced.keys().filter(|id| !current.contains_key(*id)) {
-            self.own.push_back(self.inventory_message(removed.as_str(), Bytes::new()));
+        let announced = std::mem::replace(&mut self.announced, current.clone());
+        for removed in announced.keys().filter(|id| !current.contains_key(*id)) {
+            self.describe(self.inventory_message(removed.as_str(), Bytes::new()));
         }
-        for (id, said) in &current {
-            if afresh || self.announced.get(id) != Some(said) {
-                self.own.push_back(self.inventory_message(id.as_str(), said.clone()));
+        for (id, said) in current {
+            if afresh || announced.get(&id) != Some(&said) {
+                self.describe(self.inventory_message(id.as_str(), said));
             }
         }
-        self.announced = current;
+    }
+
+    /// Queues a description; one of the same meter that waits is out of date.
+    pub(super) fn describe(&mut self, message: Message) {
+        self.own.retain(|waiting| waiting.topic != message.topic);
+        self.own.push_back(message);
     }
 
     pub(super) fn inventory_message(&self, meter: &str, payload: Bytes) -> Message {
@@ -79,6 +93,7 @@ impl Driver {
     pub(super) fn say_status(&mut self) {
         let now = Instant::now();
         if now >= self.status_due {
+            self.own.retain(|message| message.schema != STATUS_SCHEMA); // one that waits is out of date
             self.own.push_front(self.status_message(true));
             self.status_said = now;
             self.status_due = now + STATUS_EVERY;
@@ -108,17 +123,25 @@ impl Driver {
             return;
         }
         self.say_status();
-        while self.session.may_offer()
-            && let Some(message) = self.own.pop_front()
-        {
+        while let Some(message) = self.next_own() {
             let room = self.link.as_ref().map_or(0, |link| link.max_payload(&message.topic));
             if message.payload.len() > room {
                 let bytes = message.payload.len();
                 error!(topic = message.topic, bytes, "a message is dropped: the broker takes {room} bytes");
                 continue;
             }
-            self.offer_to_link(message, Tag::Own);
+            let part = part_of(&message);
+            if part == Part::Inventory {
+                self.last_described = Some(message.topic.clone());
+            }
+            self.offer_to_link(message, Tag::Own(part));
         }
+    }
+
+    fn next_own(&mut self) -> Option<Message> {
+        let now = Instant::now().into_std();
+        let at = self.own.iter().position(|message| self.session.may_say(part_of(message), now))?;
+        self.own.remove(at)
     }
 
     /// Shows the state, and logs when somebody starts or stops listening.
@@ -166,6 +189,7 @@ impl Driver {
             self.session.own_refusal().map(|code| format!("the broker refuses status or answers: {code}"));
         let unheard = (self.connected && !self.unheard.is_empty())
             .then(|| format!("the broker refuses the subscription to {}", self.unheard.join(" and ")));
+        let warnings = self.warnings();
         let shown = PublisherState {
             connected: self.connected,
             since: Some(self.since.into_std()),
@@ -180,7 +204,7 @@ impl Driver {
             awaiting_receipt_since: late,
             replays_waiting: self.session.replays_waiting(),
             ignored_receipts: self.session.ignored_receipts(),
-            warnings: Vec::new(),
+            warnings,
             last_turn: Some(now),
         };
         self.state.send_if_modified(|state| {
@@ -189,5 +213,54 @@ impl Driver {
             *state = shown;
             differs
         });
+    }
+
+    /// What is not well with the broker, in a fixed order. Logs the edges.
+    fn warnings(&mut self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let left_out = self.session.left_out();
+        for part in &left_out {
+            let topic = self.topic(*part);
+            if !self.left_out.contains(part) {
+                warn!(
+                    topic,
+                    "connections to the broker end over this topic; records go on without it, it is tried again later\n  hint: look for a too large retained message there, or for a rule of the broker against it"
+                );
+            }
+            warnings.push(Warning {
+                code: "broker_topic_left_out",
+                text: format!("connections end over {topic}: going on without it"),
+            });
+        }
+        for part in self.left_out.iter().filter(|part| !left_out.contains(part)) {
+            info!(topic = self.topic(*part), "the topic that was left out is used again");
+        }
+        self.left_out = left_out;
+        let records_first = self.connected && self.session.records_first();
+        if records_first && !self.records_first {
+            warn!("connections to the broker end over something other than records; records go first");
+        }
+        self.records_first |= records_first;
+        let taken_over = self.session.is_taken_over();
+        if taken_over != self.taken_over {
+            self.taken_over = taken_over;
+            let client_id = &self.settings.client_id;
+            if taken_over {
+                warn!(
+                    client_id,
+                    "another client uses this client id\n  hint: give each gateway its own mqtt.client_id"
+                );
+            } else {
+                info!(client_id, "no other client uses this client id any more");
+            }
+        }
+        if taken_over {
+            let client_id = &self.settings.client_id;
+            warnings.push(Warning {
+                code: "broker_client_id",
+                text: format!("another client uses this client id, `{client_id}`"),
+            });
+        }
+        warnings
     }
 }

@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use super::{
     super::{
-        link::Message,
+        link::{Cause, Message},
         payload::{self, MAX_RECORDS, MAX_RECORDS_BYTES},
         session::Tag,
     },
@@ -43,8 +43,8 @@ impl Driver {
                 self.session.skip(rebuilt(from), now);
                 return;
             }
-            Ok(Err(error)) => return self.lose(&error.to_string()),
-            Err(error) => return self.lose(&format!("reading the ledger: {error}")),
+            Ok(Err(error)) => return self.lose(&error.to_string(), Cause::Said),
+            Err(error) => return self.lose(&format!("reading the ledger: {error}"), Cause::Said),
         };
         if let Some(kept) = lines.first().map(|line| line.seq).filter(|kept| *kept > from) {
             let gone = to.min(kept - 1);
@@ -55,26 +55,27 @@ impl Driver {
         let in_sequence = (from..=to).zip(&lines).take_while(|(seq, line)| *seq == line.seq).count();
         lines.truncate(in_sequence);
         let Some(last) = lines.last().map(|line| line.seq) else {
-            return self.lose(&format!(
-                "the ledger does not give record {from}, its head is {}",
-                self.head.borrow().seq
-            ));
+            let head = self.head.borrow().seq;
+            return self
+                .lose(&format!("the ledger does not give record {from}, its head is {head}"), Cause::Said);
         };
         let payload = payload::records(&self.names, self.ledger.id(), &lines);
         if payload.len() > limit {
             let bytes = payload.len();
-            return self.lose(&format!(
+            let error = format!(
                 "record {from} needs a message of {bytes} bytes, the broker takes {limit}\n  hint: raise the broker's packet limit"
-            ));
+            );
+            return self.lose(&error, Cause::Said);
         }
         self.offer_to_link(Message { topic, payload, retain: false, schema: RECORDS_SCHEMA }, rebuilt(last));
     }
 
     pub(super) fn offer_to_link(&mut self, message: Message, tag: Tag) {
+        let bytes = message.payload.len();
         if self.link.as_ref().is_some_and(|link| link.publish(message)) {
-            self.session.offered(tag, Instant::now().into_std());
+            self.session.offered(tag, bytes, Instant::now().into_std());
         } else {
-            self.lose("the client does not take a message, although the window is open");
+            self.lose("the client does not take a message, although the window is open", Cause::Said);
         }
     }
 

@@ -1,8 +1,10 @@
 //! Hours in no time: late acknowledgements, receipts that stay away, brokers that hang up, rejections by the thousand.
 
 use super::{
-    super::payload::{Receipt, Rejected},
-    outcomes::MessageSize,
+    super::{
+        link::Cause,
+        payload::{Receipt, Rejected},
+    },
     receipts::{MAX_PARKED, Note, RECEIPT_PATIENCE},
     *,
 };
@@ -27,6 +29,7 @@ fn next(s: &mut Session, now: Instant) -> Option<Tag> {
     loop {
         match s.poll(now) {
             Action::Advance(..) => {}
+            Action::Subscribe(_) => s.handle(Event::Up, now),
             Action::Send(tag) => return Some(tag),
             _ => return None,
         }
@@ -35,7 +38,7 @@ fn next(s: &mut Session, now: Instant) -> Option<Tag> {
 
 fn send(s: &mut Session, pkid: u16, now: Instant) -> Tag {
     let tag = next(s, now).expect("something is due");
-    s.offered(tag.clone(), now);
+    s.offered(tag.clone(), s.message_bytes(131_072), now);
     s.handle(Event::Sent(pkid), now);
     tag
 }
@@ -52,7 +55,7 @@ fn an_acknowledgement_that_comes_after_35_s_finds_nobody_and_the_records_go_agai
     let late = start + Duration::from_secs(30);
     s.handle(Event::Heard, late); // pings are answered all the while
     assert_eq!(s.poll(late), Action::Drop(Fault::Unacknowledged));
-    s.handle(Event::Down { random: 0 }, late);
+    s.handle(Event::Down { random: 0, cause: Cause::Closed }, late);
     s.handle(Event::Acknowledged(1, Verdict::Accepted), start + Duration::from_secs(35));
     assert_eq!(s.acknowledged_seq(), 0, "it belongs to a connection that is gone");
     let again = start + Duration::from_secs(36);
@@ -74,10 +77,11 @@ fn a_broker_that_never_acknowledges_is_tried_with_growing_pauses() {
                 s.handle(Event::Up, now);
             }
             Action::Send(tag) => {
-                s.offered(tag, now);
+                s.offered(tag, 1000, now);
                 s.handle(Event::Sent(1), now);
             }
-            Action::Drop(_) => s.handle(Event::Down { random: u64::MAX / 2 }, now),
+            Action::Subscribe(_) => s.handle(Event::Up, now),
+            Action::Drop(_) => s.handle(Event::Down { random: u64::MAX / 2, cause: Cause::Closed }, now),
             Action::WaitUntil(until) => now = until.unwrap(),
             Action::Advance(..) => panic!("nothing was acknowledged"),
         }
@@ -86,26 +90,32 @@ fn a_broker_that_never_acknowledges_is_tried_with_growing_pauses() {
 }
 
 #[test]
-fn two_losses_over_one_message_make_the_next_smaller_and_success_makes_them_larger_again() {
+fn two_losses_over_one_message_make_the_next_smaller_and_no_further_than_single_records() {
     let mut now = Instant::now();
     let mut s = online(Confirm::Broker, 10_000, 0, 0, now);
-    let mut sizes = Vec::new();
+    let mut sizes = vec![s.message_bytes(131_072)];
     for _ in 0..14 {
         send(&mut s, 1, now);
-        s.handle(Event::Down { random: 0 }, now);
+        s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
         now += Duration::from_secs(1);
         up(&mut s, now);
         sizes.push(s.message_bytes(131_072));
     }
-    assert_eq!(sizes[..5], [131_072, 32_768, 32_768, 8_192, 8_192]);
+    assert_eq!(sizes[..6], [131_072, 131_072, 32_768, 32_768, 8_192, 8_192]);
     assert_eq!(sizes.last(), Some(&128), "and no further");
-    let mut size = MessageSize::default();
-    assert_eq!(size.of(1000), 1000);
-    size = s.size;
-    (0..200).for_each(|_| size.accepted());
-    assert_eq!(size.of(131_072), 512);
-    (0..900).for_each(|_| size.accepted());
-    assert_eq!(size.of(131_072), 131_072);
+}
+
+#[test]
+fn a_reason_that_is_given_is_not_the_size() {
+    let mut now = Instant::now();
+    let mut s = online(Confirm::Broker, 10_000, 0, 0, now);
+    for _ in 0..10 {
+        send(&mut s, 1, now);
+        s.handle(Event::Down { random: 0, cause: Cause::Said }, now);
+        now += Duration::from_secs(1);
+        up(&mut s, now);
+    }
+    assert_eq!(s.message_bytes(131_072), 131_072);
 }
 
 #[test]
@@ -113,11 +123,11 @@ fn a_lost_connection_with_nothing_in_flight_says_nothing_about_size() {
     let mut now = Instant::now();
     let mut s = online(Confirm::Broker, 0, 0, 0, now);
     for _ in 0..10 {
-        s.handle(Event::Down { random: 0 }, now);
+        s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
         now += Duration::from_secs(1);
         up(&mut s, now);
     }
-    assert_eq!(s.message_bytes(131_072), 131_072);
+    assert_eq!(s.size_limit(), None);
 }
 
 #[test]
@@ -129,7 +139,7 @@ fn a_receipt_that_stays_away_is_shown_after_an_hour_with_a_broker() {
     s.handle(Event::Acknowledged(1, Verdict::Accepted), at(1));
     assert_eq!(s.awaiting_receipt_since(at(3600)), None);
     // Two hours without a broker are not billing's fault.
-    s.handle(Event::Down { random: 0 }, at(1801));
+    s.handle(Event::Down { random: 0, cause: Cause::Closed }, at(1801));
     up(&mut s, at(9001));
     assert_eq!(s.awaiting_receipt_since(at(9001 + 1799)), None);
     assert_eq!(s.awaiting_receipt_since(at(9001 + 1800)), Some(at(1)));
@@ -170,7 +180,7 @@ fn where_billing_confirms_connections_that_die_early_still_get_ahead() {
         assert_eq!(send(&mut s, 1, now), Tag::Records(round * 500 + 1..=round * 500 + 500));
         s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
         s.handle(receipt(round * 500 + 500, vec![]), now);
-        s.handle(Event::Down { random: 0 }, now);
+        s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
         now += Duration::from_secs(1);
     }
     assert_eq!(s.confirmed_seq(), 5_000);

@@ -1,4 +1,4 @@
-//! What acknowledgements, refusals and a lost connection do to the cursors, and to the size of messages.
+//! What acknowledgements, refusals and a lost connection do to the cursors, and to the pause before the next one.
 //!
 //! Knows which packet id carries which records; when to connect, send or give up is decided in `session`.
 
@@ -7,49 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Phase, Session, Tag, Verdict, resumed};
+use super::{
+    super::link::Cause, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Part, Phase, Session, TAKEN_OVER_SHOWN, Tag,
+    Verdict, resumed,
+};
 use crate::{config::Confirm, model::Seq};
 
 /// A connection that lasted so long was a good one, even if nothing was to be sent.
 const GOOD_CONNECTION: Duration = Duration::from_secs(60);
-/// Connections that end over the one message in flight before smaller ones are tried: a broker need not tell its limit, and
-/// with MQTT 3.1.1 it cannot. One loss is a loss; two over the same message look like its size.
-const LOSSES_TO_SHRINK: u32 = 2;
-/// Steps down, each to a quarter: at the last one nearly every record goes alone.
-const SHRINK_STEPS: u32 = 5;
-/// Accepted messages after which a size larger by one step is tried again.
-const ACCEPTED_TO_GROW: u32 = 200;
-
-/// How large messages of records may be, learnt from the connections that ended over one.
-#[derive(Debug, Default)]
-pub(super) struct MessageSize {
-    steps: u32,
-    losses: u32,
-    accepted: u32,
-}
-
-impl MessageSize {
-    pub(super) fn of(&self, limit: usize) -> usize {
-        limit >> (2 * self.steps)
-    }
-
-    fn lost(&mut self) {
-        self.losses += 1;
-        if self.losses >= LOSSES_TO_SHRINK {
-            self.steps = (self.steps + 1).min(SHRINK_STEPS);
-            (self.losses, self.accepted) = (0, 0);
-        }
-    }
-
-    pub(super) fn accepted(&mut self) {
-        self.losses = 0;
-        self.accepted += 1;
-        if self.accepted >= ACCEPTED_TO_GROW {
-            self.steps = self.steps.saturating_sub(1);
-            self.accepted = 0;
-        }
-    }
-}
+/// Connections in a row that end for no reason within [`GOOD_CONNECTION`], with nothing on its way, before another client
+/// is supposed to use our client id: without MQTT 5 the broker cannot say so.
+const IDLE_ENDS: u32 = 3;
 
 impl Session {
     pub(super) fn sent(&mut self, pkid: u16) {
@@ -64,14 +32,22 @@ impl Session {
     }
 
     pub(super) fn acknowledged(&mut self, pkid: u16, verdict: Verdict, now: Instant) {
-        let found = self.outstanding.iter_mut().find(|o| o.pkid == Some(pkid) && o.verdict.is_none());
-        let Some(message) = found else {
+        let oldest = self.outstanding.iter().position(|o| o.verdict.is_none());
+        let found = self.outstanding.iter().position(|o| o.pkid == Some(pkid) && o.verdict.is_none());
+        let Some(message) = found.and_then(|at| self.outstanding.get_mut(at)) else {
             self.desync = Some(format!("acknowledgement for packet id {pkid}, which is not in flight"));
             return;
         };
         message.verdict = Some(verdict.clone());
-        let tag = message.tag.clone();
-        if tag == Tag::Own {
+        if found == oldest {
+            self.moved = now;
+        }
+        let (tag, bytes) = (message.tag.clone(), message.bytes);
+        if let Some(departure) = message.departure.take() {
+            self.pace.acknowledged(departure, now.saturating_duration_since(message.since));
+        }
+        if let Tag::Own(part) = tag {
+            self.parts.answered(part);
             self.own_refusal = match verdict {
                 Verdict::Failed(code) => Some(code),
                 _ => None,
@@ -79,8 +55,9 @@ impl Session {
             self.settle();
             return;
         }
+        self.records_answered = true;
         if verdict == Verdict::Accepted {
-            self.size.accepted();
+            self.size.accepted(bytes, now);
         }
         if let Tag::Replay(range) = tag {
             if verdict == Verdict::Accepted {
@@ -162,27 +139,46 @@ impl Session {
         while self.outstanding.front().is_some_and(|o| o.verdict.is_some()) {
             self.outstanding.pop_front();
         }
-        let pending = self.outstanding.iter().any(|o| o.verdict.is_none() && o.tag != Tag::Own);
-        if self.rewind && !pending {
+        if self.rewind && self.records_in_flight().next().is_none() {
             self.rewind = false;
             for resolved in self.outstanding.iter_mut().filter(|o| o.verdict.is_some()) {
-                resolved.tag = Tag::Own; // it still occupies its packet id, but says nothing about records any more
+                // It still occupies its packet id, but says nothing about records any more.
+                resolved.tag = Tag::Own(Part::Status);
             }
             self.next = self.reached + 1;
         }
     }
 
-    pub(super) fn down(&mut self, random: u64, now: Instant) {
-        if let Phase::Online { since } = self.phase
-            && now.saturating_duration_since(since) >= GOOD_CONNECTION
-        {
+    pub(super) fn down(&mut self, random: u64, cause: Cause, now: Instant) {
+        let lasted = self.online_since.take().map(|since| now.saturating_duration_since(since));
+        let good = lasted.is_some_and(|lasted| lasted >= GOOD_CONNECTION);
+        if good {
             self.attempts = 0;
+            self.taken_over = 0;
         }
         self.owed.offline(now);
-        let mut open = self.outstanding.iter().filter(|o| o.verdict.is_none() && o.tag != Tag::Own);
-        if self.careful && open.next().is_some_and(|o| o.pkid.is_some()) {
-            self.size.lost();
+        let unexplained = matches!(cause, Cause::Closed | Cause::TooLarge);
+        // Most brokers take messages in their order; but acknowledgements may be lost with the connection.
+        let beyond = self.records_in_flight().find(|o| self.size.is_beyond(o.bytes));
+        let oldest = beyond.or_else(|| self.records_in_flight().next());
+        let in_flight = oldest.filter(|o| o.pkid.is_some()).map(|o| o.bytes);
+        match in_flight {
+            Some(bytes) if unexplained && !self.parts.pending() => self.size.lost(bytes, self.careful, now),
+            None if cause == Cause::Closed && !good && lasted.is_some() && !self.parts.unsettled() => {
+                self.idle_ends += 1;
+            }
+            _ => {}
         }
+        if good || in_flight.is_some() {
+            self.idle_ends = 0;
+        }
+        if cause == Cause::TakenOver {
+            self.taken_over += 1;
+        } else if self.idle_ends >= IDLE_ENDS {
+            self.taken_over = self.taken_over.max(TAKEN_OVER_SHOWN - 1) + 1;
+        }
+        self.parts.lost(cause, good, now);
+        self.pace.lost();
         for message in std::mem::take(&mut self.outstanding).into_iter().rev() {
             if let Tag::Replay(range) = message.tag
                 && message.verdict.is_none()
@@ -203,7 +199,8 @@ impl Session {
         self.rewind = false;
         self.desync = None;
         self.attempts = self.attempts.saturating_add(1);
-        let ceiling = (PAUSE_MIN_MS << self.attempts.min(6)).min(PAUSE_MAX_MS);
+        let times = self.attempts.max(self.taken_over).min(6);
+        let ceiling = (PAUSE_MIN_MS << times).min(PAUSE_MAX_MS);
         let pause = PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1);
         self.phase = Phase::Waiting { until: now + Duration::from_millis(pause) };
     }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{super::payload::Receipt, ACKNOWLEDGE_LIMIT, CONNECT_LIMIT};
+use super::{
+    super::{link::Cause, payload::Receipt},
+    ACKNOWLEDGE_LIMIT, CONNECT_LIMIT, Part,
+};
 use crate::{ledger::Cursor, model::Seq};
 
 /// What a message holds.
@@ -18,7 +21,7 @@ pub enum Tag {
     /// These records once more, because somebody asked. Moves no cursor.
     Replay(RangeInclusive<Seq>),
     /// Status, inventory, response.
-    Own,
+    Own(Part),
 }
 
 /// What the broker said of a message.
@@ -44,12 +47,14 @@ pub enum Event {
         /// In force for this connection.
         keep_alive: Duration,
     },
-    /// The subscriptions stand.
+    /// The subscriptions that were asked for stand.
     Up,
     /// The connection is gone.
     Down {
         /// Spreads the attempts of many gateways.
         random: u64,
+        /// Why.
+        cause: Cause,
     },
     /// Anything at all came from the broker.
     Heard,
@@ -66,6 +71,8 @@ pub enum Event {
 pub enum Action {
     /// Open a new connection, with nothing left of the one before.
     Connect,
+    /// Subscribe to these.
+    Subscribe(Vec<Part>),
     /// Give the connection up, then say `Down`.
     Drop(Fault),
     /// Send as many of these as fit into one message, from the first, and say which with [`Session::offered`](super::Session::offered).
@@ -94,4 +101,14 @@ pub enum Fault {
     /// An acknowledgement that answers nothing.
     #[error("out of step with the broker: {0}")]
     Desync(String),
+}
+
+impl Fault {
+    /// What may be concluded from it.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Fault::Desync(_) | Fault::NotConnected => Cause::Said,
+            Fault::NotSubscribed | Fault::Unacknowledged | Fault::Silent(_) => Cause::Closed,
+        }
+    }
 }
