@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of a test are a test too
 
+#[path = "config/files.rs"]
+mod files;
 #[path = "config/same_device.rs"]
 mod same_device;
 #[path = "config/spreadsheet.rs"]

@@ -24,8 +24,7 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Name of the Unix socket in the data directory.
-pub const SOCKET: &str = "meter-gateway.sock";
+pub use crate::config::SOCKET;
 
 /// Code of the warning while the port cannot be listened on.
 const PORT_UNAVAILABLE: &str = "console_unavailable";

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::no;
-use crate::profile::{Catalogue, Profile, load};
+use crate::{
+    config::read_file,
+    profile::{Catalogue, Profile, load},
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ProfileCommand {
@@ -27,8 +30,11 @@ pub enum ProfileCommand {
 pub fn run(command: ProfileCommand, config: &Path) -> anyhow::Result<ExitCode> {
     match command {
         ProfileCommand::Check { file } => {
-            let text =
-                std::fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+            let text = match read_file(&file).map(String::from_utf8) {
+                Ok(Ok(text)) => text,
+                Ok(Err(_)) => return no(format!("{}: this is not text in UTF-8", file.display())),
+                Err(error) => return no(format!("{}: {error}", file.display())),
+            };
             match load(&text, &file.display().to_string()) {
                 Ok(profile) => {
                     println!("{}: {} points, no fault", profile.id, profile.points.len());

@@ -35,6 +35,8 @@ const BAUD: std::ops::RangeInclusive<i64> = 300..=921_600;
 /// What most meters leave the factory with.
 const DEFAULT_BAUD: u32 = 9600;
 
+/// Each is a task, a descriptor and a line of the status; a machine has no more adapters.
+const MAX_BUSES: usize = 1000;
 /// Symbolic links from a name under `/dev` to its device: udev makes one, the kernel follows 40.
 const MAX_LINKS: usize = 40;
 
@@ -63,7 +65,7 @@ enum Framing {
 /// Every `[[bus]]`, faulty ones included, so that what refers to them can be checked.
 pub(super) fn buses<'a>(root: &Section<'a>, base: &Path, hosts: &Hosts) -> Vec<Found<'a>> {
     let mut found: Vec<Found> =
-        root.list("bus", &KEYS).into_iter().map(|section| understand(section, base)).collect();
+        root.list("bus", &KEYS, MAX_BUSES).into_iter().map(|section| understand(section, base)).collect();
     unique_ids(&found);
     same_lines(&mut found, hosts);
     found
@@ -72,7 +74,7 @@ pub(super) fn buses<'a>(root: &Section<'a>, base: &Path, hosts: &Hosts) -> Vec<F
 fn understand<'a>(section: Section<'a>, base: &Path) -> Found<'a> {
     section.require("id", "e.g. id = \"north\"");
     section.require("kind", "kind = \"serial\" with a device, or kind = \"tcp\" with an address");
-    let id: Option<BusId> = section.parsed("id");
+    let id: Option<BusId> = section.parsed("id").filter(|id: &BusId| section.is_name("id", id.as_str()));
     let kind = section.one_of("kind", &[("serial", Kind::Serial), ("tcp", Kind::Tcp)]);
     let framing = section.one_of("framing", &[("tcp", Framing::Tcp), ("serial", Framing::Serial)]);
     let wire = wire(&section);

@@ -4,6 +4,13 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
+use crate::model::printable;
+
+/// Faults (and warnings) that are named one by one: nobody reads more, and a file may have a million.
+const MAX_NAMED: usize = 200;
+/// Characters of a place or of a message that are shown: both may hold what was typed, of any length.
+const MAX_SHOWN_CHARS: usize = 400;
+
 /// One mistake, or (as a warning) one thing that may be meant so and is worth a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
@@ -16,6 +23,51 @@ pub struct Fault {
     pub message: String,
     /// What can be done.
     pub hint: Option<String>,
+}
+
+impl Fault {
+    /// The same, safe to show: nothing in it commands a terminal, and no part is endless.
+    pub(super) fn shown(self) -> Fault {
+        Fault {
+            file: shown(&self.file),
+            place: shown(&self.place),
+            message: shown(&self.message),
+            hint: self.hint.as_deref().map(shown),
+        }
+    }
+}
+
+fn shown(text: &str) -> String {
+    let text = printable(text);
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.into_owned(),
+    }
+}
+
+/// The first of many, and how many more there are.
+#[derive(Debug, Default)]
+struct Named {
+    list: Vec<Fault>,
+    more: usize,
+}
+
+impl Named {
+    fn add(&mut self, fault: Fault) {
+        if self.list.len() < MAX_NAMED {
+            self.list.push(fault.shown());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Fault> {
+        if let (more @ 1.., Some(last)) = (self.more, self.list.last()) {
+            let message = format!("and {more} more like these");
+            self.list.push(Fault { file: last.file.clone(), place: String::new(), message, hint: None });
+        }
+        self.list
+    }
 }
 
 impl fmt::Display for Fault {
@@ -35,15 +87,17 @@ impl fmt::Display for Fault {
 /// The faults and warnings found so far, and which keys the environment has replaced.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    faults: RefCell<Vec<Fault>>,
-    warnings: RefCell<Vec<Fault>>,
+    faults: RefCell<Named>,
+    warnings: RefCell<Named>,
     overrides: BTreeMap<String, String>,
 }
 
 impl Findings {
     /// Begins with these overrides (key path → name of the variable that set it) and faults.
     pub(super) fn new(overrides: BTreeMap<String, String>, faults: Vec<Fault>) -> Findings {
-        Findings { faults: RefCell::new(faults), warnings: RefCell::default(), overrides }
+        let findings = Findings { overrides, ..Findings::default() };
+        findings.extend(faults);
+        findings
     }
 
     /// The variable that set this key, if one did.
@@ -52,27 +106,38 @@ impl Findings {
     }
 
     pub(super) fn add(&self, fault: Fault) {
-        self.faults.borrow_mut().push(fault);
+        self.faults.borrow_mut().add(fault);
     }
 
     pub(super) fn extend(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.faults.borrow_mut().extend(faults);
+        faults.into_iter().for_each(|fault| self.add(fault));
+    }
+
+    /// Whether a further fault would only be counted: what its hint would be need not be found out.
+    pub(super) fn is_full(&self) -> bool {
+        self.faults.borrow().list.len() >= MAX_NAMED
     }
 
     pub(super) fn warn(&self, warning: Fault) {
-        self.warnings.borrow_mut().push(warning);
+        self.warnings.borrow_mut().add(warning);
     }
 
     /// Faults and warnings.
     pub(super) fn into_parts(self) -> (Vec<Fault>, Vec<Fault>) {
-        (self.faults.into_inner(), self.warnings.into_inner())
+        (self.faults.into_inner().finish(), self.warnings.into_inner().finish())
     }
 }
 
+/// Longest word that is compared with what may have been meant: no key and no name is longer.
+const MAX_WORD_CHARS: usize = 64;
+
 /// The candidate that was probably meant, if one is near enough to be worth a question.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = word.to_lowercase();
     let length = word.chars().count();
+    if length > MAX_WORD_CHARS {
+        return None;
+    }
+    let word = word.to_lowercase();
     // Two slips in a short word, more in a long one; one in the shortest.
     let limit = if length <= 3 { 1 } else { (length / 3).max(2) };
     candidates

@@ -14,6 +14,7 @@ use super::{
     Bus, Fault, Settings, buses,
     endpoint::Hosts,
     fault::Findings,
+    file::read_file,
     meters,
     meters_file::{self, Sheet},
     poll_plan,
@@ -39,6 +40,10 @@ const ROOT_KEYS: [&str; 10] = [
 ];
 /// Of the files in `profiles_dir` that are profiles.
 const PROFILE_EXTENSION: &str = "toml";
+/// Of all files of a configuration together: it is kept in memory a few times over while it is understood.
+const MAX_TOTAL_BYTES: usize = 16 * 1024 * 1024;
+/// Entries of `profiles_dir` that are looked at: there are not so many types of meters.
+const MAX_ENTRIES: usize = 1000;
 /// Names of addresses that are known without asking the network (hosts(5)).
 const HOSTS: &str = "/etc/hosts";
 /// Where systemd puts the credentials of a service (systemd.exec(5), "CREDENTIALS").
@@ -64,11 +69,11 @@ struct FileSystem;
 
 impl Shelf for FileSystem {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        fs::read(path)
+        read_file(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
-        fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+        fs::read_dir(dir)?.take(MAX_ENTRIES + 1).map(|entry| Ok(entry?.path())).collect()
     }
 }
 
@@ -83,6 +88,7 @@ pub struct Checked {
 
 impl Checked {
     fn faulty(faults: Vec<Fault>) -> Checked {
+        let faults = faults.into_iter().map(Fault::shown).collect();
         Checked { settings: Err(faults), warnings: Vec::new() }
     }
 }
@@ -137,7 +143,7 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
     let hosts = shelf.read(Path::new(HOSTS)).unwrap_or_default();
     let found_buses = buses::buses(&root, base, &Hosts::parse(&String::from_utf8_lossy(&hosts)));
 
-    let mut sections = root.list("meter", &meters::KEYS);
+    let mut sections = root.list("meter", &meters::KEYS, meters::MAX_METERS);
     let (sheet_file, sheet) = sheet(&root, base, &mut files, &findings);
     sections.extend(sheet.rows.iter().map(|(number, cells)| {
         Section::new(&sheet_file, Place::Row(*number, &sheet.columns), cells, &meters::KEYS, &findings)
@@ -191,6 +197,12 @@ impl Files<'_> {
     /// Its text; `None` when it is not UTF-8.
     fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
         let bytes = self.shelf.read(path)?;
+        let so_far = self.contents.iter().map(Vec::len).sum::<usize>();
+        if so_far + bytes.len() > MAX_TOTAL_BYTES {
+            let message =
+                format!("all files together are larger than {} MiB", MAX_TOTAL_BYTES / (1024 * 1024));
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+        }
         let text = String::from_utf8(bytes.clone()).ok();
         self.paths.push(path.to_owned());
         self.contents.push(bytes);
@@ -275,6 +287,10 @@ fn profiles(
 /// Sorted, so that the hash and the order of faults do not depend on the file system.
 fn profile_files(shelf: &dyn Shelf, dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = shelf.list(dir)?;
+    if paths.len() > MAX_ENTRIES {
+        let message = format!("more than {MAX_ENTRIES} files, expected a directory of profiles alone");
+        return Err(io::Error::other(message));
+    }
     paths.retain(|path| path.extension().is_some_and(|extension| extension == PROFILE_EXTENSION));
     paths.sort();
     Ok(paths)

@@ -37,6 +37,9 @@ pub(super) const NEEDED: [&str; 4] = ["id", "bus", "address", "profile"];
 /// Farther than an hour from its slot a reading says nothing of a boundary.
 const OFF_SCHEDULE_SECS: std::ops::RangeInclusive<i64> = 1..=3600;
 
+/// Meters of one gateway: ten times what it was measured with (`docs/performance.md`).
+pub(super) const MAX_METERS: usize = 10_000;
+
 /// What meters refer to.
 pub(super) struct Context<'a> {
     pub buses: &'a [buses::Found<'a>],
@@ -77,7 +80,7 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
         section.require(key, hint);
     }
     protocol(&section);
-    let id: Option<MeterId> = section.parsed("id");
+    let id: Option<MeterId> = section.parsed("id").filter(|id: &MeterId| section.is_name("id", id.as_str()));
     if let Some(id) = &id {
         section.doubt("id", id.as_str());
     }
@@ -273,43 +276,37 @@ fn same_serials(found: &[Found]) {
 
 /// Every parent exists, and no meter is behind itself.
 fn parents(found: &[Found]) {
+    let known: BTreeSet<&MeterId> = found.iter().filter_map(|other| other.id.as_ref()).collect();
     let mut parent_of: BTreeMap<&MeterId, &MeterId> = BTreeMap::new();
     for meter in found {
         let Some(parent) = &meter.parent else { continue };
-        if !found.iter().any(|other| other.id.as_ref() == Some(parent)) {
-            let ids = found.iter().filter_map(|other| other.id.as_ref()).map(MeterId::as_str);
-            let hint = did_you_mean(parent.as_str(), ids)
+        if !known.contains(parent) {
+            let hint = did_you_mean(parent.as_str(), known.iter().map(|id| id.as_str()))
                 .unwrap_or_else(|| "name the id of the main meter, or leave parent out".into());
             meter.section.fault("parent", format!("there is no meter {parent}"), Some(hint));
         } else if let Some(id) = &meter.id {
             parent_of.entry(id).or_insert(parent);
         }
     }
-    let mut in_cycles: BTreeSet<&MeterId> = BTreeSet::new();
+    // Each meter is passed once: a chain ends where one begins that was followed already.
+    let mut followed: BTreeSet<&MeterId> = BTreeSet::new();
     for meter in found {
         let Some(start) = &meter.id else { continue };
-        if in_cycles.contains(start) {
-            continue;
+        let mut chain = Vec::new();
+        let mut at = Some(start);
+        while let Some(id) = at.filter(|id| followed.insert(id)) {
+            chain.push(id);
+            at = parent_of.get(id).copied();
         }
-        let mut chain = vec![start];
-        // A chain that is longer than there are meters goes round a cycle which `start` is not part of.
-        let mut at = start;
-        while let Some(parent) = parent_of.get(at).filter(|_| chain.len() <= found.len()) {
-            chain.push(parent);
-            at = parent;
-            if at == start {
-                break;
-            }
-        }
-        if at == start && chain.len() > 1 {
-            in_cycles.extend(&chain);
-            let around: Vec<&str> = chain.iter().map(|id| id.as_str()).collect();
-            meter.section.fault(
-                "parent",
-                format!("these meters are behind each other: {}", around.join(" → ")),
-                Some("the main meter of a building has no parent".into()),
-            );
-        }
+        let Some(begin) = at.and_then(|met| chain.iter().position(|id| *id == met)) else { continue };
+        let mut around: Vec<&str> = chain.iter().skip(begin).map(|id| id.as_str()).collect();
+        around.extend(at.map(MeterId::as_str));
+        let there = found.iter().find(|meter| meter.id.as_ref() == at).unwrap_or(meter);
+        there.section.fault(
+            "parent",
+            format!("these meters are behind each other: {}", around.join(" → ")),
+            Some("the main meter of a building has no parent".into()),
+        );
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::{
     Fault,
     fault::{Findings, did_you_mean},
+    meters::MAX_METERS,
 };
 
 /// The rows of a meters file; empty cells are absent keys.
@@ -63,6 +64,10 @@ pub(super) fn sheet(text: &str, file: &str, known: &[&str], needed: &[&str], fin
         number += blank_lines(text, record.position());
         if record.iter().all(str::is_empty) {
             continue;
+        }
+        if rows.len() == MAX_METERS {
+            fault(format!("row {number}"), format!("more than {MAX_METERS} meters"), None);
+            break;
         }
         if record.len() != header.len() {
             fault(

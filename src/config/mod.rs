@@ -8,6 +8,7 @@ mod cell;
 mod endpoint;
 mod essentials;
 mod fault;
+mod file;
 mod load;
 mod lookalike;
 mod meters;
@@ -31,7 +32,9 @@ use crate::{
 
 pub use essentials::{Essentials, essentials};
 pub use fault::Fault;
+pub use file::{MAX_FILE_BYTES, read_file};
 pub use load::{Checked, Shelf, check, environment, load, load_from};
+pub use site::SOCKET;
 #[cfg(test)]
 pub(crate) use site::section_keys;
 

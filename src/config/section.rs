@@ -45,7 +45,9 @@ impl<'a> Section<'a> {
     ) -> Section<'a> {
         let section = Section { file, place, map, findings };
         for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
-            let hint = if key == "password" && known.contains(&"password_file") {
+            let hint = if findings.is_full() {
+                String::new()
+            } else if key == "password" && known.contains(&"password_file") {
                 "put it into a file of its own and name that in password_file".into()
             } else {
                 did_you_mean(key, known.iter().copied())
@@ -81,7 +83,7 @@ impl<'a> Section<'a> {
     }
 
     /// The tables of a list below this one.
-    pub(super) fn list(&self, name: &'static str, known: &[&str]) -> Vec<Section<'a>> {
+    pub(super) fn list(&self, name: &'static str, known: &[&str], most: usize) -> Vec<Section<'a>> {
         let entries = match self.map.get(name) {
             None => return Vec::new(),
             Some(Value::Array(entries)) => entries,
@@ -91,6 +93,10 @@ impl<'a> Section<'a> {
                 return Vec::new();
             }
         };
+        if entries.len() > most {
+            self.fault(name, format!("{} entries, expected at most {most}", entries.len()), None);
+            return Vec::new();
+        }
         let mut sections = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             if let Value::Object(map) = entry {
@@ -290,6 +296,17 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// Whether a new name can be typed as an argument and stand alone: `-x` would be an option, `.` and `..` directories.
+    pub(super) fn is_name(&self, key: &str, name: &str) -> bool {
+        let good = !name.starts_with(['-', '.']);
+        if !good {
+            let hint = name.trim_start_matches(['-', '.']);
+            let hint = (!hint.is_empty()).then(|| format!("e.g. {key} = {hint:?}"));
+            self.fault(key, format!("{name:?} begins with - or ."), hint);
+        }
+        good
     }
 
     /// A whole number within limits.

@@ -3,7 +3,7 @@
 //! Each function notes what is wrong and returns what can stand in for it, so that the rest is still checked.
 
 use std::{
-    fs, io,
+    io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use chrono_tz::{TZ_VARIANTS, Tz};
 
 use super::{
     Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, endpoint::split_port,
-    fault::did_you_mean, section::Section,
+    fault::did_you_mean, file::read_file, section::Section,
 };
 
 /// Seconds between slots when nothing is said: a quarter of an hour, the usual settlement period.
@@ -30,6 +30,10 @@ const MEGABYTE: u64 = 1_000_000;
 const RESERVE_MB: u64 = 64;
 /// 0 turns the guard off; a terabyte is a typing slip.
 const RESERVE_RANGE: std::ops::RangeInclusive<i64> = 0..=1_000_000;
+/// Name of the Unix socket in the data directory.
+pub const SOCKET: &str = "meter-gateway.sock";
+/// Longest path of a Unix socket: `sun_path` has 108 bytes with the zero at its end (unix(7)).
+const MAX_SOCKET_BYTES: usize = 107;
 /// Longest site and gateway id: they are levels of every topic.
 const MAX_ID_CHARS: usize = 32;
 /// Longest prefix, so that a topic stays far below MQTT's 65 535 bytes and readable.
@@ -109,6 +113,15 @@ pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
     gateway.id = topic_id(&section).unwrap_or_default();
     if let Some(dir) = section.path("data_dir") {
         gateway.data_dir = base.join(dir);
+        let bytes = gateway.data_dir.join(SOCKET).as_os_str().len();
+        if bytes > MAX_SOCKET_BYTES {
+            let message = format!(
+                "too long for the socket in it: {} has {bytes} bytes, the kernel takes {MAX_SOCKET_BYTES}",
+                gateway.data_dir.join(SOCKET).display()
+            );
+            let hint = "a shorter path, e.g. data_dir = \"/var/lib/meter-gateway\"";
+            section.fault("data_dir", message, Some(hint.into()));
+        }
     }
     if let Some(reserve_mb) = section.integer::<u64>("reserve_mb", RESERVE_RANGE, " MB") {
         gateway.reserve_bytes = reserve_mb * MEGABYTE;
@@ -133,7 +146,7 @@ fn topic_id(section: &Section) -> Option<String> {
     let id = section.text("id")?;
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if id.len() <= MAX_ID_CHARS && id.chars().all(allowed) {
-        return Some(id.to_owned());
+        return section.is_name("id", id).then(|| id.to_owned());
     }
     let tamed: String =
         id.to_lowercase().chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_ID_CHARS).collect();
@@ -310,9 +323,8 @@ fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Pat
     if let Some(credential) = credential.filter(|path| path.is_file()) {
         return credential;
     }
-    let problem = match fs::File::open(&file).and_then(|opened| opened.metadata()) {
-        Ok(about) if !about.is_file() => Some("not a file".to_owned()),
-        Ok(about) if about.len() == 0 => Some("empty".to_owned()),
+    let problem = match read_file(&file) {
+        Ok(bytes) if bytes.is_empty() => Some("empty".to_owned()),
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
@@ -330,7 +342,7 @@ fn tls(section: &Section, base: &Path, secure: Option<bool>) -> Option<Tls> {
     const KEYS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
     let pem = |key: &str, marker: &str| {
         let path = base.join(section.path(key)?);
-        let problem = match fs::read(&path) {
+        let problem = match read_file(&path) {
             Ok(bytes) if String::from_utf8_lossy(&bytes).contains(marker) => None,
             Ok(_) => Some(io::Error::other(format!("expected PEM with {marker:?}"))),
             Err(error) => Some(error),

@@ -155,8 +155,8 @@ impl<'a, 'f> Section<'a, 'f> {
 
     pub(super) fn check_id(&mut self, id: &str) {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if !id.chars().all(plain) {
-            self.fault("id", &format!("{id:?} is not a profile id: expected a-z 0-9 -"), None);
+        if !id.chars().all(plain) || id.starts_with('-') {
+            self.fault("id", &format!("{id:?} is not a profile id: expected a-z 0-9 -, no - in front"), None);
         }
         let name = self.faults.file.rsplit(['/', '\\']).next().unwrap_or_default();
         if let Some(stem) = name.strip_suffix(".toml")

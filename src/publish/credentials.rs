@@ -9,7 +9,7 @@ use std::{
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use crate::config::Tls;
+use crate::config::{Tls, read_file};
 
 /// Where distributions keep the system's roots, tried in this order when no `ca_file` is given.
 const SYSTEM_ROOTS: [&str; 3] =
@@ -53,7 +53,10 @@ pub enum CredentialError {
 pub fn password(file: &Path, credentials_dir: Option<&Path>) -> Result<String, CredentialError> {
     let credential = credentials_dir.zip(file.file_name()).map(|(dir, name)| dir.join(name));
     let path: PathBuf = credential.filter(|path| path.exists()).unwrap_or_else(|| file.to_path_buf());
-    match std::fs::read_to_string(&path) {
+    let text = read_file(&path).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is not text in UTF-8"))
+    });
+    match text {
         Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
         Err(error) => Err(CredentialError::Password { path: path.display().to_string(), error }),
     }
@@ -76,8 +79,9 @@ pub fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, CredentialError> {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => {
             let chain = certificates("cert_file", cert)?;
-            let key_der =
-                PrivateKeyDer::from_pem_file(key).map_err(|e| pem("key_file", key, &e.to_string()))?;
+            let key_der = bytes("key_file", key).and_then(|bytes| {
+                PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| pem("key_file", key, &e.to_string()))
+            })?;
             builder.with_client_auth_cert(chain, key_der)?
         }
         _ => return Err(CredentialError::HalfAPair),
@@ -95,13 +99,17 @@ fn roots_from(key: &'static str, path: &Path) -> Result<RootCertStore, Credentia
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let found = CertificateDer::pem_slice_iter(&bytes(key, path)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|e| pem(key, path, &e.to_string()))?;
     if found.is_empty() {
         return Err(pem(key, path, "holds no certificate, expected PEM"));
     }
     Ok(found)
+}
+
+fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, CredentialError> {
+    read_file(path).map_err(|e| pem(key, path, &e.to_string()))
 }
 
 fn pem(key: &'static str, path: &Path, detail: &str) -> CredentialError {
