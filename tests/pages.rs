@@ -144,7 +144,7 @@ fn every_change_has_its_row_and_its_example() {
         "{MQTT} (left), `mod change` in src/model/record.rs (right)"
     );
     for (path, text) in sources("src") {
-        let named = quoted(&text, "Draft::change(", "").chain(quoted(&text, "self.note(", "")).next();
+        let named = quoted(&text, "Draft::change(", "").next();
         assert_eq!(named, None, "{path}: names of changes are constants in `mod change`");
     }
     let mut seen = (BTreeSet::new(), BTreeSet::new());
@@ -355,4 +355,44 @@ fn limits_on_the_pages_are_those_of_the_list() {
         }
     }
     assert!(held > 15, "{held}");
+}
+
+/// The commands of a page, without their comments.
+fn commands(page: &str) -> Vec<String> {
+    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks
+        .flat_map(str::lines)
+        .map(|line| line.split(" # ").next().unwrap().trim_end().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+/// Whoever installs it by the Chinese page does the same things; the text between is for people to compare.
+#[test]
+fn both_install_pages_have_the_same_commands() {
+    let [english, chinese] = ["docs/install.md", "docs/install.zh.md"].map(read);
+    assert_eq!(commands(&chinese), commands(&english));
+    assert!(commands(&english).len() > 30);
+    let names = |page: &str| spans(&page.replace("```", ""));
+    assert_eq!(names(&chinese), names(&english), "what stands in backticks: Chinese (left), English (right)");
+}
+
+#[test]
+fn every_page_is_linked_from_the_readme_and_no_link_is_dead() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap();
+    let mut pages: Vec<String> =
+        docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().into_string().unwrap())).collect();
+    let readme = read("README.md");
+    for page in &pages {
+        assert!(readme.contains(&format!("]({page})")), "README.md does not link {page}");
+    }
+    pages.push("README.md".into());
+    for page in pages {
+        for link in read(&page).split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            let there =
+                link.is_empty() || link.contains("://") || root.join(&page).with_file_name(link).exists();
+            assert!(there, "{page}: {link} is not there");
+        }
+    }
 }
