@@ -239,7 +239,8 @@ impl Telemetry {
             })
             .collect();
         let refusing = self.ledger.condition().refusing.is_some();
-        json!({"clock": self.clock.state(), "buses": buses, "store": {"refusing": refusing}})
+        let store = json!({"refusing": refusing, "first_seq": self.ledger.first()});
+        json!({"clock": self.clock.state(), "buses": buses, "store": store})
     }
 }
 

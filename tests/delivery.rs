@@ -213,7 +213,7 @@ async fn refused_messages_come_again_after_a_pause_on_the_same_connection() {
     }
 }
 
-/// What was accepted behind the refused message came early: a consumer passes over it and gets it again, in order.
+/// What was accepted behind the refused message came early: without being asked the gateway sends it again, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_between_accepted_messages_leaves_no_hole() {
     for code in [0x97, 0x10] {

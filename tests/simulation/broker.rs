@@ -132,7 +132,8 @@ impl Billing {
                 continue;
             }
             if record.seq != self.last + 1 {
-                // The message before it was refused when this one was on its way: both come again, in order.
+                // This broker loses nothing that it acknowledges while it lives, so both come again. A real consumer
+                // asks for what is missing (docs/mqtt.md).
                 self.early += 1;
                 continue;
             }

@@ -25,6 +25,8 @@ pub struct Book {
     ledger: Option<String>,
     last: Seq,
     head: String,
+    /// Something came before what it follows.
+    gap: bool,
     /// Records that came again: normal after a broken connection, taken once.
     pub duplicates: u64,
     pub tally: Tally,
@@ -68,7 +70,7 @@ impl Book {
             .append(true)
             .open(path)
             .with_context(|| format!("{}: the consumer's book cannot be opened", path.display()))?;
-        Ok(Book { file, ledger: None, last, head, duplicates: 0, tally: Tally::default() })
+        Ok(Book { file, ledger: None, last, head, gap: false, duplicates: 0, tally: Tally::default() })
     }
 
     /// The last record that was taken.
@@ -76,7 +78,8 @@ impl Book {
         self.last
     }
 
-    /// Takes a `records` message: returns what was new, durably written; what is not next is left, it comes again. An error is a broken proof.
+    /// Takes a `records` message: returns what was new, durably written. What comes early is left, and the receipt asks for what
+    /// is missing. An error is a broken proof.
     pub fn ingest(&mut self, payload: &[u8]) -> anyhow::Result<Vec<Value>> {
         let message: Message = serde_json::from_slice(payload).context("a records message is not JSON")?;
         let mut new = Vec::new();
@@ -88,7 +91,7 @@ impl Book {
                 continue;
             }
             if record.seq != self.last + 1 {
-                // The message before it was refused when this one was on its way: both come again, in order.
+                self.gap = true;
                 break;
             }
             if record.prev != self.head {
@@ -97,6 +100,7 @@ impl Book {
             self.file.write_all(line)?;
             self.file.write_all(b"\n")?;
             (self.last, self.head) = (record.seq, record.hash);
+            self.gap = false;
             let record: Value = serde_json::from_slice(line)?;
             self.count(&record);
             new.push(record);
@@ -108,10 +112,17 @@ impl Book {
         Ok(new)
     }
 
-    /// The receipt for everything taken so far.
+    /// The receipt for everything taken so far. Across a gap it asks for everything from there on: the broker may have
+    /// acknowledged what it never passed on.
     pub fn receipt(&self) -> Option<Vec<u8>> {
         let ledger = self.ledger.as_ref()?;
-        Some(json!({"ledger": ledger, "confirmed_seq": self.last, "rejected": []}).to_string().into_bytes())
+        let mut receipt = json!({"ledger": ledger, "confirmed_seq": self.last, "rejected": []});
+        if self.gap
+            && let Some(fields) = receipt.as_object_mut()
+        {
+            fields.insert("resend_from".into(), (self.last + 1).into());
+        }
+        Some(receipt.to_string().into_bytes())
     }
 
     fn count(&mut self, record: &Value) {
@@ -188,8 +199,14 @@ mod tests {
         let lines = chain(3);
         let mut book = Book::open(&dir.path().join("book.jsonl")).unwrap();
         assert!(book.ingest(&records(&[&lines[1]])).unwrap().is_empty(), "not the next one");
+        let asked = |book: &Book| {
+            serde_json::from_slice::<Value>(&book.receipt().unwrap()).unwrap()["resend_from"].as_u64()
+        };
+        assert_eq!(asked(&book), Some(1));
         let altered = String::from_utf8(lines[0].clone()).unwrap().replace("\"n\":1", "\"n\":7");
         assert!(book.ingest(&records(&[altered.as_bytes()])).unwrap_err().to_string().contains("hash"));
         assert_eq!(book.last(), 0);
+        assert_eq!(book.ingest(&records(&[&lines[0]])).unwrap().len(), 1);
+        assert_eq!(asked(&book), None, "the gap is closed");
     }
 }
