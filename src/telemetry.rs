@@ -7,12 +7,12 @@ use tokio::sync::watch;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    bus::BusHealth,
+    bus::{BusHealth, MeterHealth},
     clock::Clock,
     config::Settings,
     identity::Identity,
     ledger::{Cursor, SharedLedger},
-    model::{BusId, Utc, Warning, rfc3339},
+    model::{BusId, Utc, Warning, flag, rfc3339},
     publish::PublisherState,
 };
 
@@ -191,20 +191,7 @@ impl Telemetry {
     /// Per bus: line, exchanges, meters.
     pub fn buses_json(&self) -> Value {
         let buses = self.bus_health().into_iter().map(|(id, health)| {
-            let meters: Vec<Value> = health
-                .meters
-                .iter()
-                .map(|meter| {
-                    json!({
-                        "meter": meter.id,
-                        "last_answer": meter.last_answer.map(rfc3339),
-                        "failures": meter.failures,
-                        "backed_off": meter.backed_off,
-                        "slowest_ms": millis(meter.slowest),
-                        "late_ms": meter.late.map(millis),
-                    })
-                })
-                .collect();
+            let meters: Vec<Value> = health.meters.iter().map(|meter| meter_json(meter, &health)).collect();
             let trace: Vec<Value> = health
                 .trace
                 .iter()
@@ -243,6 +230,38 @@ impl Telemetry {
         json!({"clock": self.clock.state(), "buses": buses, "store": store})
     }
 }
+
+/// One meter, and why it has no value.
+fn meter_json(meter: &MeterHealth, bus: &BusHealth) -> Value {
+    let slot = meter.slot.as_ref();
+    let because = |reason: &str, detail: Option<&str>, until: Option<Utc>| json!({"reason": reason, "detail": detail, "until": until.map(rfc3339)});
+    let no_value = match slot.map(|slot| &slot.no_value) {
+        Some(None) => Value::Null,
+        Some(Some(none)) => because(&none.reason, none.detail.as_deref(), meter.held_until),
+        None if bus.fault.is_some() => because(flag::BUS_DOWN, bus.fault.as_deref(), None),
+        None => because(NOT_DUE, None, meter.next_slot),
+    };
+    json!({
+        "meter": meter.id,
+        "last_answer": meter.last_answer.map(rfc3339),
+        "last_value": meter.last_value.map(rfc3339),
+        "failures": meter.failures,
+        "backed_off": meter.backed_off,
+        "slowest_ms": millis(meter.slowest),
+        "late_ms": meter.late.map(millis),
+        "slot": slot.map(|slot| json!({
+            "scheduled_at": rfc3339(slot.scheduled_at),
+            "taken_at": slot.taken_at.map(rfc3339),
+            "verdict": slot.verdict,
+            "flags": slot.flags,
+        })),
+        "next_slot": meter.next_slot.map(rfc3339),
+        "no_value": no_value,
+    })
+}
+
+/// Why a meter has no value that has had no slot since the start.
+const NOT_DUE: &str = "not_due";
 
 /// A poisoned lock means that a task panicked while it wrote a number; the numbers are still the best there are.
 pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

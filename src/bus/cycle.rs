@@ -6,6 +6,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use chrono::TimeDelta;
 use tokio::time::Instant;
 
 use crate::{
@@ -150,6 +151,15 @@ pub enum Action {
     Exchange(Exchange),
     /// Nothing is due for so long (at most).
     Wait(Duration),
+}
+
+/// What comes next for a meter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// Its next slot; in the past while it waits for its turn.
+    pub next_slot: Option<Utc>,
+    /// When it is asked again, where it, or a request that it refused, is held back.
+    pub asked_again: Option<Utc>,
 }
 
 struct Meter {
@@ -418,6 +428,22 @@ impl Cycle {
     /// Whether a meter is being probed more seldom.
     pub fn is_backed_off(&self, meter: usize) -> bool {
         self.meters.get(meter).is_some_and(|meter| meter.failures >= BACK_OFF_AFTER)
+    }
+
+    /// What comes next for a meter.
+    pub fn outlook(&self, meter: usize, now: Now) -> Outlook {
+        let Some(meter) = self.meters.get(meter) else { return Outlook::default() };
+        let refused =
+            || meter.requests.iter().filter_map(|held| held.refused.as_ref()).map(|(_, until)| *until);
+        let until = meter.paused_until.or_else(|| refused().min()).filter(|until| now.instant < *until);
+        let over =
+            until.and_then(|until| TimeDelta::from_std(until - now.instant).ok()).map(|time| now.wall + time);
+        // Between slots nobody is asked.
+        let asked_again = match meter.plan.slots {
+            Some(slots) => over.map(|over| slots.next_after(over - TimeDelta::milliseconds(1))),
+            None => over,
+        };
+        Outlook { next_slot: meter.next_slot, asked_again }
     }
 
     fn note_slots(&mut self, now: Now) {

@@ -4,16 +4,18 @@
 
 mod cycle;
 mod handed;
+mod health;
 mod line;
 mod modbus;
 mod port;
 mod task;
 
 pub use cycle::{
-    Action, Ask, AskKind, Asked, Cycle, Demand, Exchange, MeterPlan, Now, Purpose, Skipped, Sweep,
+    Action, Ask, AskKind, Asked, Cycle, Demand, Exchange, MeterPlan, Now, Outlook, Purpose, Skipped, Sweep,
 };
 pub use handed::Handed;
+pub use health::{BusHealth, EndedSlot, MeterHealth, NoValue};
 pub use line::{Frames, Line, Traced};
 pub use modbus::ModbusClient;
 pub use port::{Port, Ports, RealPorts, SerialPort};
-pub use task::{BusHealth, BusTask, DemandRequest, Judge, Judgement, MeterHealth, connect};
+pub use task::{BusTask, DemandRequest, Judge, Judgement, connect};

@@ -17,14 +17,15 @@ use tokio::{
 use super::{
     cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
     handed::Handed,
-    line::{Frames, Line, Traced},
+    health::{BusHealth, EndedSlot, MeterHealth},
+    line::{Frames, Line},
     modbus::ModbusClient,
     port::Ports,
 };
 use crate::{
     clock::Clock,
     config::{Bus, Link},
-    model::{MeterId, Reading, Utc},
+    model::{MeterId, Reading},
     protocol::{Outcome, Question},
 };
 
@@ -49,50 +50,6 @@ pub struct DemandRequest {
     pub meter: MeterId,
     /// Gets the reading; dropped when the bus cannot serve it.
     pub reply: oneshot::Sender<Reading>,
-}
-
-/// What the outside may know about a bus.
-#[derive(Debug, Clone, Default)]
-pub struct BusHealth {
-    /// The line is open.
-    pub up: bool,
-    /// Why it is not.
-    pub fault: Option<String>,
-    /// Since when `up` or `fault` holds.
-    pub since: Option<Utc>,
-    /// Exchanges by outcome.
-    pub answered: u64,
-    /// See `answered`.
-    pub silent: u64,
-    /// See `answered`.
-    pub garbled: u64,
-    /// See `answered`.
-    pub refused: u64,
-    /// Time spent in exchanges.
-    pub busy: Duration,
-    /// Counts every turn of the loop: whoever supervises sees that it moves.
-    pub progress: u64,
-    /// The last frames.
-    pub trace: Vec<Traced>,
-    /// By position on the bus.
-    pub meters: Vec<MeterHealth>,
-}
-
-/// What the outside may know about a meter.
-#[derive(Debug, Clone)]
-pub struct MeterHealth {
-    /// Which.
-    pub id: MeterId,
-    /// Last sweep with an answer.
-    pub last_answer: Option<Utc>,
-    /// Sweeps without one since.
-    pub failures: u64,
-    /// Probed more seldom.
-    pub backed_off: bool,
-    /// Time of its slowest answer, for choosing a timeout.
-    pub slowest: Duration,
-    /// An answer came too late: its delay. The timeout is too short.
-    pub late: Option<Duration>,
 }
 
 /// First pause before a lost line is opened again; it doubles up to [`LONGEST_REOPEN`].
@@ -149,15 +106,10 @@ impl BusTask {
         let mut waiting: HashMap<u64, oneshot::Sender<Reading>> = HashMap::new();
         let mut number = 0;
         {
-            let meters = self.cycle.plans().map(|plan| MeterHealth {
-                id: plan.id.clone(),
-                last_answer: None,
-                failures: 0,
-                backed_off: false,
-                slowest: Duration::ZERO,
-                late: None,
-            });
-            let meters = meters.collect();
+            let now = self.now();
+            let next = |meter| self.cycle.outlook(meter, now).next_slot;
+            let plans = self.cycle.plans().enumerate();
+            let meters = plans.map(|(meter, plan)| MeterHealth::new(plan.id.clone(), next(meter))).collect();
             self.tell(|health| health.meters = meters);
         }
         while !*self.shutdown.borrow() {
@@ -242,7 +194,10 @@ impl BusTask {
                     }
                     true
                 }
-                Purpose::Slot | Purpose::Again => self.wait_for_room(*reading).await,
+                Purpose::Slot | Purpose::Again => {
+                    self.note_slot(meter, &reading, now);
+                    self.wait_for_room(*reading).await
+                }
             },
         }
     }
@@ -321,10 +276,14 @@ impl BusTask {
 
     fn note_exchange(&self, meter: usize, outcome: &Outcome, took: Duration, line: &Line) {
         tracing::debug!(bus = %self.bus.id, meter, ?outcome, elapsed_ms = took.as_millis(), "exchange");
+        let at = self.clock.wall();
         self.tell(|health| {
             health.busy += took;
             health.trace = line.trace();
             let mut known = health.meters.get_mut(meter);
+            if let (Some(known), Outcome::Answered { .. } | Outcome::Refused(_)) = (&mut known, outcome) {
+                known.last_answer = Some(at);
+            }
             match outcome {
                 Outcome::Answered { elapsed, .. } => {
                     health.answered += 1;
@@ -347,7 +306,6 @@ impl BusTask {
 
     fn note_sweep(&self, sweep: &Sweep) {
         let backed_off = self.cycle.is_backed_off(sweep.meter);
-        let at = self.clock.wall();
         let asked = !sweep.asked.is_empty();
         let heard = sweep
             .asked
@@ -366,11 +324,26 @@ impl BusTask {
             }
             known.backed_off = backed_off;
             if heard {
-                known.last_answer = Some(at);
                 known.failures = 0;
             } else if asked && !down {
                 known.failures += 1;
             }
+        });
+    }
+
+    /// A slot of this meter has ended with this reading.
+    fn note_slot(&self, meter: usize, reading: &Reading, now: Now) {
+        let Some(plan) = self.cycle.plans().nth(meter) else { return };
+        let outlook = self.cycle.outlook(meter, now);
+        self.tell(|health| {
+            let Some(known) = health.meters.get_mut(meter) else { return };
+            let slot = EndedSlot::of(reading, &plan.profile, known.slot.as_ref());
+            if slot.no_value.is_none() {
+                known.last_value = slot.taken_at;
+            }
+            known.slot = Some(slot);
+            known.next_slot = outlook.next_slot;
+            known.held_until = outlook.asked_again;
         });
     }
 }

@@ -17,6 +17,7 @@ mod read;
 mod simulate;
 mod status;
 mod target;
+mod text;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -124,12 +125,8 @@ enum Command {
     /// Meter types
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
-    /// Buses, meters, publisher, store and clock at a glance
-    Status {
-        /// For programs
-        #[arg(long)]
-        json: bool,
-    },
+    /// Buses, meters, publisher, store and clock at a glance: what is not well, then a summary
+    Status(status::StatusArguments),
     /// Gateway id, ledger id and public key
     #[command(args_conflicts_with_subcommands = true)]
     Identity {
@@ -248,7 +245,7 @@ async fn dispatch(arguments: Arguments, format: LogFormat) -> anyhow::Result<Exi
         Command::Readings(asked) => query::readings(&target()?, asked).await,
         Command::Ledger(command) => ledger::run(target, command).await,
         Command::Profile(command) => profile::run(command, &config),
-        Command::Status { json } => status::run(&target()?, json).await,
+        Command::Status(asked) => status::run(&target()?, asked).await,
         Command::Identity { public_key, command } => identity::run(&target()?, public_key, command).await,
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -317,10 +314,15 @@ fn own_user(by: Option<&str>) -> anyhow::Result<Asker> {
     Asker::new(Via::CommandLine(user), by).or_else(no)
 }
 
-/// A table as this program prints them; its width follows the terminal's.
+/// A table as this program prints them: a rule below its header, and on a terminal no wider than it.
 fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    if let (columns, Some(_)) = text::size() {
+        let columns = u16::try_from(columns).unwrap_or(u16::MAX);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    }
     table.set_header(header);
     table
 }

@@ -63,7 +63,7 @@ impl Target {
 
     /// For what needs the stored data alone.
     pub fn dir(&self) -> &Path {
-        self.warn("");
+        self.warn(None);
         &self.dir
     }
 
@@ -71,17 +71,7 @@ impl Target {
     pub async fn running(&self) -> anyhow::Result<Option<Running>> {
         let Some(mut daemon) = Daemon::connect(&self.dir).await? else { return Ok(None) };
         let status = daemon.get_json("/api/v1/status").await?;
-        self.warn("; the running gateway goes on with the configuration that it has");
-        let in_force = status.get("configuration").and_then(Value::as_str);
-        if let (Ok(settings), Some(in_force)) = (&self.settings, in_force)
-            && settings.hash != in_force
-        {
-            eprintln!(
-                "warning: {} is not what the running gateway works with: it was changed and not reloaded, or another file was given\n  \
-                 hint: systemctl reload meter-gateway",
-                self.config.display()
-            );
-        }
+        self.warn(Some(&status));
         Ok(Some(Running { daemon, status }))
     }
 
@@ -108,25 +98,29 @@ impl Target {
         Ok(Source::Store(ledger))
     }
 
-    fn warn(&self, what_follows: &str) {
-        let Err(faults) = &self.settings else { return };
+    /// Says once what is wrong with the file.
+    fn warn(&self, status: Option<&Value>) {
         if self.warned.replace(true) {
             return;
         }
-        let Some(first) = faults.first().filter(|_| !self.no_file) else { return };
-        let others = match faults.len() {
-            1 => String::new(),
-            2 => ", and 1 more fault".into(),
-            all => format!(", and {} more faults", all - 1),
+        for note in self.notes(status) {
+            eprintln!("warning: {note}");
+        }
+    }
+
+    /// What is wrong with the file, for who asks a gateway with this status or looks at stored data.
+    pub fn notes(&self, status: Option<&Value>) -> Vec<String> {
+        let in_force = status.and_then(|status| status.get("configuration")?.as_str());
+        let note = match &self.settings {
+            Ok(settings) if in_force.is_some_and(|in_force| in_force != settings.hash) => Some(format!(
+                "{} is not what the running gateway works with: it was changed and not reloaded, or another file was given\n  \
+                 hint: systemctl reload meter-gateway",
+                self.config.display()
+            )),
+            Err(faults) if !self.no_file => faulty(faults, &self.config, status.is_some()),
+            Ok(_) | Err(_) => None,
         };
-        let place = if first.place.is_empty() { String::new() } else { format!("{}: ", first.place) };
-        eprintln!(
-            "warning: the file on disk is faulty: {}: {place}{}{others}{what_follows}\n  \
-             hint: meter-gateway --config {} check",
-            first.file,
-            first.message,
-            self.config.display()
-        );
+        note.into_iter().collect()
     }
 
     /// The site's time zone; UTC where nothing says it.
@@ -145,4 +139,22 @@ impl Target {
         told.or_else(|| Some(self.settings.as_ref().ok()?.gateway.id.clone()))
             .or_else(|| self.essentials.gateway.clone())
     }
+}
+
+/// The first fault, how many there are, and what that means for a gateway that runs.
+fn faulty(faults: &[Fault], config: &Path, runs: bool) -> Option<String> {
+    let first = faults.first()?;
+    let others = match faults.len() {
+        1 => String::new(),
+        2 => ", and 1 more fault".into(),
+        all => format!(", and {} more faults", all - 1),
+    };
+    let place = if first.place.is_empty() { String::new() } else { format!("{}: ", first.place) };
+    let goes_on = if runs { "; the running gateway goes on with the configuration that it has" } else { "" };
+    Some(format!(
+        "the file on disk is faulty: {}: {place}{}{others}{goes_on}\n  hint: meter-gateway --config {} check",
+        first.file,
+        first.message,
+        config.display()
+    ))
 }
