@@ -167,7 +167,7 @@ impl Daemon {
         let house =
             House::start(Arc::clone(&settings), Arc::clone(&ledger), identity, outside, &incidents).await;
         past::tell_of_hands(&ledger, &settings, &clock, empty).await;
-        let listeners = Listeners::start(house.console(), &settings.gateway.data_dir, settings.console).await;
+        let listeners = Listeners::start(house.console(), &settings).await;
         tracing::info!(
             site = settings.site.id,
             gateway = settings.gateway.id,

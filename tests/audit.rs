@@ -79,7 +79,7 @@ fn who_asks_at_which_door_is_on_record() {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let (body, local) = (body.to_string(), stream.local_addr().unwrap().to_string());
         let length = body.len();
-        write!(stream, "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}").unwrap();
+        write!(stream, "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}").unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();
         (local, said)

@@ -4,7 +4,7 @@
 
 use std::{fmt::Display, path::PathBuf};
 
-use crate::config::{Billing, Gateway, Mqtt, ReadingRules, Settings, Site, Tls};
+use crate::config::{Billing, Console, Gateway, Mqtt, ReadingRules, Settings, Site, Tls};
 
 /// What a changed key takes until it is in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) struct Changes(Vec<Change>);
 impl Changes {
     /// Compares key by key.
     pub(super) fn between(old: &Settings, new: &Settings) -> Changes {
-        use Takes::{Listener, Nothing};
+        use Takes::Nothing;
         let Settings {
             site,
             gateway,
@@ -55,7 +55,7 @@ impl Changes {
 
         let Site { id, name, timezone } = site;
         changes.restart("site.id", id, &new.site.id);
-        changes.note("site.name", Nothing, name, &new.site.name);
+        changes.compare("site.name", Nothing, name, &new.site.name);
         changes.restart("site.timezone", timezone, new.site.timezone);
 
         let Gateway { id, data_dir, reserve_bytes, mirror_dir } = gateway;
@@ -72,20 +72,20 @@ impl Changes {
         changes.restart("gateway.mirror_dir", dir(mirror_dir), dir(&new.gateway.mirror_dir));
 
         let ReadingRules { interval_secs, retention_days } = reading;
-        changes.note("reading.interval_secs", Nothing, interval_secs, &new.reading.interval_secs);
-        changes.note("reading.retention_days", Nothing, retention_days, &new.reading.retention_days);
+        changes.compare("reading.interval_secs", Nothing, interval_secs, &new.reading.interval_secs);
+        changes.compare("reading.retention_days", Nothing, retention_days, &new.reading.retention_days);
 
         changes.mqtt(mqtt, &new.mqtt);
-        changes.note("console.listen", Listener, console, &new.console);
+        changes.console(console.as_ref(), new.console.as_ref());
 
         let Billing { day, time, window_hours } = billing;
-        changes.note("billing.day", Nothing, day, &new.billing.day);
-        changes.note("billing.time", Nothing, time, &new.billing.time);
-        changes.note("billing.window_hours", Nothing, window_hours, &new.billing.window_hours);
+        changes.compare("billing.day", Nothing, day, &new.billing.day);
+        changes.compare("billing.time", Nothing, time, &new.billing.time);
+        changes.compare("billing.window_hours", Nothing, window_hours, &new.billing.window_hours);
 
         // Lists, the meters file and profiles: whole tables are compared.
-        changes.note("bus", Nothing, buses, &new.buses);
-        changes.note("meter", Nothing, meters, &new.meters);
+        changes.compare("bus", Nothing, buses, &new.buses);
+        changes.compare("meter", Nothing, meters, &new.meters);
         changes
     }
 
@@ -94,22 +94,31 @@ impl Changes {
         let Mqtt { host, port, tls, version, topic_prefix, client_id, username, password_file, confirm } =
             old;
         let url = (host, port, tls.is_some());
-        self.note("mqtt.url", Publisher, &url, &(&new.host, &new.port, new.tls.is_some()));
-        self.note("mqtt.version", Publisher, version, &new.version);
-        self.note("mqtt.topic_prefix", Publisher, topic_prefix, &new.topic_prefix);
-        self.note("mqtt.client_id", Publisher, client_id, &new.client_id);
-        self.note("mqtt.username", Publisher, username, &new.username);
-        self.note("mqtt.password_file", Publisher, password_file, &new.password_file);
+        self.compare("mqtt.url", Publisher, &url, &(&new.host, &new.port, new.tls.is_some()));
+        self.compare("mqtt.version", Publisher, version, &new.version);
+        self.compare("mqtt.topic_prefix", Publisher, topic_prefix, &new.topic_prefix);
+        self.compare("mqtt.client_id", Publisher, client_id, &new.client_id);
+        self.compare("mqtt.username", Publisher, username, &new.username);
+        self.compare("mqtt.password_file", Publisher, password_file, &new.password_file);
         let none = Tls::default();
         let Tls { ca_file, cert_file, key_file } = tls.as_ref().unwrap_or(&none);
         let new_tls = new.tls.as_ref().unwrap_or(&none);
-        self.note("mqtt.ca_file", Publisher, ca_file, &new_tls.ca_file);
-        self.note("mqtt.cert_file", Publisher, cert_file, &new_tls.cert_file);
-        self.note("mqtt.key_file", Publisher, key_file, &new_tls.key_file);
-        self.note("mqtt.confirm", Publisher, confirm, &new.confirm);
+        self.compare("mqtt.ca_file", Publisher, ca_file, &new_tls.ca_file);
+        self.compare("mqtt.cert_file", Publisher, cert_file, &new_tls.cert_file);
+        self.compare("mqtt.key_file", Publisher, key_file, &new_tls.key_file);
+        self.compare("mqtt.confirm", Publisher, confirm, &new.confirm);
     }
 
-    fn note<T: PartialEq + ?Sized>(&mut self, key: &'static str, takes: Takes, old: &T, new: &T) {
+    /// Names and rights are looked up at each request.
+    fn console(&mut self, old: Option<&Console>, new: Option<&Console>) {
+        use Takes::{Listener, Nothing};
+        self.compare("console.listen", Listener, &old.map(|old| old.listen), &new.map(|new| new.listen));
+        let (Some(Console { listen: _, hosts, actions }), Some(new)) = (old, new) else { return };
+        self.compare("console.hosts", Nothing, hosts, &new.hosts);
+        self.compare("console.actions", Nothing, actions, &new.actions);
+    }
+
+    fn compare<T: PartialEq + ?Sized>(&mut self, key: &'static str, takes: Takes, old: &T, new: &T) {
         if old != new {
             self.0.push(Change { key, takes, values: String::new() });
         }
@@ -181,6 +190,8 @@ time = "00:00"
 window_hours = 72
 [console]
 listen = "127.0.0.1:8420"
+hosts = ["meters.example"]
+actions = "all"
 [[bus]]
 id = "plant"
 kind = "tcp"
@@ -194,7 +205,7 @@ interval_secs = 60
 "#;
 
     /// Key, what stands there, what is written instead, and what that takes.
-    const KEYS: [(&str, &str, &str, Takes); 24] = [
+    const KEYS: [(&str, &str, &str, Takes); 26] = [
         ("site.id", "id = \"riverside\"", "id = \"lakeside\"", Takes::Restart),
         ("site.name", "\"Riverside\"", "\"Lakeside\"", Takes::Nothing),
         ("site.timezone", "Asia/Shanghai", "Europe/Zurich", Takes::Restart),
@@ -218,6 +229,8 @@ interval_secs = 60
         ("billing.time", "00:00", "06:00", Takes::Nothing),
         ("billing.window_hours", "window_hours = 72", "window_hours = 71", Takes::Nothing),
         ("console.listen", "127.0.0.1:8420", "127.0.0.1:8421", Takes::Listener),
+        ("console.hosts", "[\"meters.example\"]", "[]", Takes::Nothing),
+        ("console.actions", "actions = \"all\"", "actions = \"socket\"", Takes::Nothing),
         ("bus", "10.0.0.5:502", "10.0.0.6:502", Takes::Nothing),
     ];
 

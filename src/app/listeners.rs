@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    config::Settings,
     console::{self, Console, Door},
     telemetry::Telemetry,
 };
@@ -57,12 +58,9 @@ impl Running {
 
 impl Listeners {
     /// Each has been tried once when this returns.
-    pub(super) async fn start(
-        console: &Arc<Console>,
-        data_dir: &Path,
-        port: Option<SocketAddr>,
-    ) -> Listeners {
-        let socket_path = data_dir.join(SOCKET);
+    pub(super) async fn start(console: &Arc<Console>, settings: &Settings) -> Listeners {
+        let socket_path = settings.gateway.data_dir.join(SOCKET);
+        let port = settings.console.as_ref().map(|console| console.listen);
         let mut listeners = Listeners {
             socket: start(console, Place::Socket(socket_path.clone())).await,
             socket_path,

@@ -70,7 +70,7 @@ impl Daemon {
             past::note_configuration(&settings.gateway.data_dir, &settings.hash);
         }
         if changes.any(Takes::Listener) {
-            self.listeners.listen(settings.console).await;
+            self.listeners.listen(settings.console.as_ref().map(|console| console.listen)).await;
         }
         tracing::info!(
             meters = settings.meters.len(),

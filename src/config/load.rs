@@ -11,7 +11,7 @@ use std::{
 use ring::digest;
 
 use super::{
-    Bus, Fault, Settings, buses,
+    Bus, Fault, Settings, buses, console,
     endpoint::Hosts,
     fault::Findings,
     file::read_file,
@@ -138,7 +138,7 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
     let reading = site::reading(&root);
     let mqtt = site::mqtt(&root, base, &gateway.id, credentials.as_deref());
     let billing = site::billing(&root);
-    let console = site::console(&root);
+    let console = console::console(&root);
     let (profiles, broken_profiles) = profiles(&root, base, &mut files, &findings);
     let hosts = shelf.read(Path::new(HOSTS)).unwrap_or_default();
     let found_buses = buses::buses(&root, base, &Hosts::parse(&String::from_utf8_lossy(&hosts)));

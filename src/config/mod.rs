@@ -5,6 +5,7 @@
 
 mod buses;
 mod cell;
+mod console;
 mod endpoint;
 mod essentials;
 mod fault;
@@ -49,8 +50,8 @@ pub struct Settings {
     pub reading: ReadingRules,
     /// The broker.
     pub mqtt: Mqtt,
-    /// Where the API listens; `None` when it is only on the Unix socket.
-    pub console: Option<SocketAddr>,
+    /// `None`: the API is on the Unix socket alone.
+    pub console: Option<Console>,
     /// When the monthly reads are taken.
     pub billing: Billing,
     /// Lines, in the order of the file.
@@ -159,6 +160,26 @@ pub struct Billing {
     pub time: NaiveTime,
     /// How long a read is tried for after the boundary, 1 to 720 hours.
     pub window_hours: u16,
+}
+
+/// `[console]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Console {
+    /// Where the API listens besides the Unix socket.
+    pub listen: SocketAddr,
+    /// Further names by which it may be addressed, in lower case; loopback names and its own addresses always.
+    pub hosts: Vec<String>,
+    /// From where it acts.
+    pub actions: Actions,
+}
+
+/// Where something may be asked to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actions {
+    /// On the port and on the Unix socket.
+    All,
+    /// On the Unix socket alone.
+    Socket,
 }
 
 /// `[[bus]]`

@@ -217,6 +217,26 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A list of texts; a single text is a list with commas.
+    pub(super) fn texts(&self, key: &str) -> Vec<String> {
+        let list = match self.map.get(key) {
+            None => return Vec::new(),
+            Some(Value::Array(list)) => list,
+            Some(_) => {
+                let text = self.text(key).unwrap_or_default();
+                return text
+                    .split(',')
+                    .map(|part| part.trim().to_owned())
+                    .filter(|part| !part.is_empty())
+                    .collect();
+            }
+        };
+        if let Some(other) = list.iter().find(|value| !value.is_string()) {
+            self.fault(key, format!("{} stands where texts were expected", seen(other)), None);
+        }
+        list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// What people read: a name, a place. What a spreadsheet may have made of it is worth a look.
     pub(super) fn label(&self, key: &str) -> Option<&'a str> {
         let text = self.line(key)?;

@@ -1,10 +1,9 @@
-//! The single sections: `[site]`, `[gateway]`, `[reading]`, `[mqtt]`, `[billing]`, `[console]`.
+//! The single sections: `[site]`, `[gateway]`, `[reading]`, `[mqtt]`, `[billing]`.
 //!
 //! Each function notes what is wrong and returns what can stand in for it, so that the rest is still checked.
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -59,7 +58,6 @@ const MQTT_KEYS: [&str; 10] = [
     "confirm",
 ];
 const BILLING_KEYS: [&str; 3] = ["day", "time", "window_hours"];
-const CONSOLE_KEYS: [&str; 1] = ["listen"];
 
 /// The paths of all keys of sections.
 #[cfg(test)]
@@ -70,7 +68,7 @@ pub(crate) fn section_keys() -> std::collections::BTreeSet<String> {
         ("reading", &READING_KEYS),
         ("mqtt", &MQTT_KEYS),
         ("billing", &BILLING_KEYS),
-        ("console", &CONSOLE_KEYS),
+        ("console", &super::console::KEYS),
     ];
     sections
         .iter()
@@ -185,33 +183,6 @@ pub(super) fn billing(root: &Section) -> Billing {
         }
     }
     billing
-}
-
-pub(super) fn console(root: &Section) -> Option<SocketAddr> {
-    let section = root.table("console", &CONSOLE_KEYS, None)?;
-    section.require("listen", "e.g. listen = \"127.0.0.1:8420\", or leave [console] out");
-    let text = section.text("listen")?;
-    let named = text.strip_prefix("localhost:").map(|port| format!("{}:{port}", Ipv4Addr::LOCALHOST));
-    let Ok(address) = named.as_deref().unwrap_or(text).parse::<SocketAddr>() else {
-        section.fault(
-            "listen",
-            format!("{text:?} is not an address and a port"),
-            Some("e.g. listen = \"127.0.0.1:8420\"".into()),
-        );
-        return None;
-    };
-    if !address.ip().is_loopback() {
-        section.fault(
-            "listen",
-            format!("{address} can be reached from outside, which needs users and TLS: not in this version"),
-            Some(format!(
-                "listen = \"127.0.0.1:{}\", behind a reverse proxy or an SSH tunnel",
-                address.port()
-            )),
-        );
-        return None;
-    }
-    Some(address)
 }
 
 /// `credentials` is systemd's directory of credentials, if it gave us one.

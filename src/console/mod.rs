@@ -3,6 +3,7 @@
 //! The only folder that names axum. Reads the ledger and the telemetry; what it wants from a meter it asks of
 //! the bus.
 
+mod guard;
 mod metrics;
 mod server;
 
@@ -12,6 +13,7 @@ use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -22,6 +24,7 @@ use tokio::{
     time::timeout,
 };
 
+pub use guard::Arrival;
 pub use server::{Door, MAX_CONNECTIONS, serve};
 
 use crate::{
@@ -121,6 +124,7 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/api/v1/ledger/replay", post(replay))
         .route("/api/v1/ledger/manifest", get(manifest))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(Arc::clone(&console), guard::guard))
         .with_state(console)
 }
 
@@ -130,6 +134,7 @@ pub fn owner_router(console: Arc<Console>) -> Router {
         .route("/api/v1/identity/rotate", post(rotate))
         .route("/api/v1/ledger/backup", post(backup))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(Arc::clone(&console), guard::guard))
         .with_state(console)
 }
 

@@ -3,7 +3,7 @@
 //! Each door counts its own, so that whoever fills the port does not lock out the owner at the Unix socket. Knows no
 //! route.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use axum::{Extension, Router, serve::Listener};
 use hyper::server::conn::http1;
@@ -34,6 +34,7 @@ const LAST_ANSWER: Duration = Duration::from_secs(40);
 /// How long answers under way may take at the end: most are in a pipe already, and the daemon's whole end is 5 s.
 const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
+use super::Arrival;
 use crate::model::{User, Via};
 
 /// The machine's own list of users.
@@ -43,6 +44,9 @@ const PASSWD: &str = "/etc/passwd";
 pub trait Peer {
     /// Asks the kernel.
     fn peer(&self) -> Option<Via>;
+
+    /// Where it came in.
+    fn arrival(&self) -> Arrival;
 }
 
 impl Peer for UnixStream {
@@ -50,11 +54,20 @@ impl Peer for UnixStream {
         let uid = self.peer_cred().ok()?.uid();
         Some(Via::Socket(User::of(uid, &std::fs::read_to_string(PASSWD).unwrap_or_default())))
     }
+
+    fn arrival(&self) -> Arrival {
+        Arrival(None)
+    }
 }
 
 impl Peer for TcpStream {
     fn peer(&self) -> Option<Via> {
         self.peer_addr().ok().map(|address| Via::Http(address.to_string()))
+    }
+
+    /// An address that the kernel does not know any more is nobody's.
+    fn arrival(&self) -> Arrival {
+        Arrival(Some(self.local_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.ip())))
     }
 }
 
@@ -95,7 +108,8 @@ pub async fn serve<L: Listener<Io: Peer>>(
         connections.spawn(async move {
             // Else it is gone already, and nobody waits for an answer.
             if let Some(peer) = stream.peer() {
-                connection(stream, door, router.layer(Extension(peer)), shutdown).await;
+                let router = router.layer(Extension(peer)).layer(Extension(stream.arrival()));
+                connection(stream, door, router, shutdown).await;
             }
             drop(place);
         });

@@ -67,12 +67,16 @@ impl Asker {
         if let Some(name) = name {
             word("`by`", name, MAX_NAME_BYTES)?;
         }
+        // Nobody vouches for a name that is given, but for one that is what the way knows anyway.
+        if name.is_some_and(|name| name != known) {
+            fields.insert("claimed".into(), true.into());
+        }
         fields.insert("by".into(), name.map_or(known, str::to_owned).into());
         fields.insert("via".into(), way.into());
         Ok(Asker(fields))
     }
 
-    /// `by`, `via`, and what the way vouches for.
+    /// `by`, `claimed` where that is only what they say, `via`, and what the way vouches for.
     pub fn fields(&self) -> Map<String, Value> {
         self.0.clone()
     }
@@ -124,12 +128,21 @@ mod tests {
         assert_eq!(ask(user(0), None), json!({"by": "root", "via": "socket", "uid": 0, "user": "root"}));
         assert_eq!(
             ask(user(990), Some("王工")),
-            json!({"by": "王工", "via": "socket", "uid": 990, "user": "meter-gateway"})
+            json!({"by": "王工", "claimed": true, "via": "socket", "uid": 990, "user": "meter-gateway"})
+        );
+        assert_eq!(
+            ask(user(0), Some("root")),
+            json!({"by": "root", "via": "socket", "uid": 0, "user": "root"}),
+            "what the kernel says is no claim"
+        );
+        assert_eq!(
+            ask(Via::Http("127.0.0.1:4711".into()), Some("the owner")),
+            json!({"by": "the owner", "claimed": true, "via": "http", "address": "127.0.0.1:4711"})
         );
         assert_eq!(ask(user(7), None), json!({"by": "uid 7", "via": "socket", "uid": 7}));
         assert_eq!(
             ask(Via::Mqtt("c-1".into()), Some("clerk")),
-            json!({"by": "clerk", "via": "mqtt", "command": "c-1"})
+            json!({"by": "clerk", "claimed": true, "via": "mqtt", "command": "c-1"})
         );
         assert_eq!(
             ask(Via::Http("10.0.0.9:4711".into()), None),

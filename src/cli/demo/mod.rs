@@ -151,7 +151,7 @@ fn introduce(settings: &Settings, file: &Path, log: &Path, port: u16, demo: &Dem
         println!("  bus {:<6} {:>3} meters at {}", end.bus.as_str(), end.meters, end.actual);
     }
     println!("  broker     mqtt://127.0.0.1:{port}  topics {BASE}/#");
-    if let Some(address) = settings.console {
+    if let Some(address) = settings.console.as_ref().map(|console| console.listen) {
         println!("  API        http://{address}/api/v1/status  /metrics  /healthz");
     }
     println!("  log        {}", log.display());
