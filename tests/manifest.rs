@@ -73,7 +73,7 @@ async fn a_manifest_counts_slots_registers_and_what_is_not_there() {
     let drafts = vec![
         reading(&good("E-0000", "2026-10-31T10:00:00Z", "1.00")), // the day before
         reading(&good("E-0000", "2026-10-31T16:00:00Z", "100.00")),
-        reading(&good("E-0001", "2026-10-31T16:00:00Z", "99999990.50")),
+        reading(&good("E-0001", "2026-10-31T16:00:00Z", "9999990.50")),
         reading(&good("E-0002", "2026-10-31T16:00:00Z", "7.00")),
         reading(&good("E-0003", "2026-10-31T16:00:00Z", "50.00")),
         reading(&good("E-0099", "2026-10-31T16:00:00Z", "1.00")), // no longer configured
@@ -128,7 +128,7 @@ async fn a_manifest_counts_slots_registers_and_what_is_not_there() {
     assert_eq!((&meter("E-0004")["absent"], &meter("E-0004")["downtime"]), (&json!(3), &json!(1)));
     let capacity = settings.meters[0].profile.points.iter().find_map(|p| p.register).unwrap().capacity;
     let expected =
-        capacity.minus("99999990.50".parse().unwrap()).unwrap().plus("3.25".parse().unwrap()).unwrap();
+        capacity.minus("9999990.50".parse().unwrap()).unwrap().plus("3.25".parse().unwrap()).unwrap();
     assert_eq!(register("E-0001")["consumption"], expected.to_string());
 }
 

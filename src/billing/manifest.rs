@@ -8,12 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::Day;
+use super::{
+    Day,
+    consumption::{Seen, consumption},
+};
 use crate::{
     config::{Meter, Settings},
     ledger::{canonical, chain::MAX_LINE},
-    model::{Dec, Origin, PointName, Reading, Seq, Slots, Utc, Verdict, flag, rfc3339},
+    model::{Dec, Origin, Reading, Seq, Slots, Utc, Verdict, rfc3339},
     profile::Point,
+    validate::Limits,
 };
 
 /// Version of the layout.
@@ -166,8 +170,8 @@ pub fn entry(
     }
     let registers: Vec<Value> = meter
         .iter()
-        .flat_map(|meter| &meter.profile.points)
-        .filter_map(|point| register(point, &readings))
+        .flat_map(|meter| meter.profile.points.iter().map(move |point| (point, meter)))
+        .filter_map(|(point, meter)| register(point, meter, &readings))
         .collect();
     let mut fields = match serde_json::to_value(&counts) {
         Ok(Value::Object(fields)) => fields,
@@ -181,87 +185,24 @@ pub fn entry(
     Entry { counts, fields }
 }
 
-/// A value that may be counted from.
-struct Seen<'a> {
-    seq: Seq,
-    reading: &'a Reading,
-    value: Dec,
-    multiplier: Option<Dec>,
-}
-
-impl Seen<'_> {
-    fn json(&self) -> Value {
-        json!({
-            "value": self.value, "seq": self.seq, "scheduled_at": rfc3339(self.reading.scheduled_at),
-            "taken_at": self.reading.taken_at.map(rfc3339),
-        })
-    }
-}
-
-fn register(point: &Point, readings: &[(Seq, Reading)]) -> Option<Value> {
-    let limits = point.register?;
+fn register(point: &Point, meter: &Meter, readings: &[(Seq, Reading)]) -> Option<Value> {
+    let limits = Limits::of(point, meter.max_per_hour)?;
     let seen: Vec<Seen> =
-        readings.iter().filter_map(|(seq, reading)| believed(&point.name, *seq, reading)).collect();
-    let consumption = consumption(&seen, limits.capacity);
+        readings.iter().filter_map(|(seq, reading)| Seen::of(&point.name, *seq, reading)).collect();
+    let consumption = consumption(&seen, limits);
+    let ends = consumption.as_ref().ok().map(|counted| (counted.first, counted.last));
+    let ends = ends.or_else(|| Some((*seen.first()?, *seen.last()?)));
     let multiplier = seen.last().and_then(|last| last.multiplier).unwrap_or(Dec::ONE);
     let mut said = json!({
         "point": point.name, "unit": point.unit, "multiplier": multiplier,
-        "first": seen.first().map(Seen::json), "last": seen.last().map(Seen::json),
-        "consumption": consumption.as_ref().ok().map(|(sum, _)| *sum),
-        "rollovers": consumption.as_ref().map_or(0, |(_, rollovers)| *rollovers),
+        "first": ends.map(|(first, _)| first.json()), "last": ends.map(|(_, last)| last.json()),
+        "consumption": consumption.as_ref().ok().map(|counted| counted.sum),
+        "rollovers": consumption.as_ref().map_or(0, |counted| counted.rollovers),
     });
     if let (Err(reason), Some(fields)) = (consumption, said.as_object_mut()) {
         fields.insert("reason".into(), reason.into());
     }
     Some(said)
-}
-
-fn believed<'a>(name: &PointName, seq: Seq, reading: &'a Reading) -> Option<Seen<'a>> {
-    if reading.verdict == Verdict::Bad || matches!(reading.origin, Origin::Missing | Origin::Estimated) {
-        return None;
-    }
-    let point = reading.values.get(name)?;
-    Some(Seen { seq, reading, value: point.value?, multiplier: point.multiplier })
-}
-
-/// Flags that say that the rise up to the flagged value is not to be trusted.
-const BROKEN_RISE: [&str; 2] = [flag::UNIT_JUMP, flag::TOO_FAST];
-/// Flags that say that the value itself is not to be trusted, or not this meter's.
-const BROKEN_VALUE: [&str; 3] = [flag::OVER_CAPACITY, flag::UNCONFIRMED, flag::SERIAL_MISMATCH];
-
-/// The rise from the first to the last value and how often the register began again; or why it cannot be told.
-fn consumption(seen: &[Seen], capacity: Dec) -> Result<(Dec, u64), &'static str> {
-    let Some((first, rest)) = seen.split_first() else { return Err("no_value") };
-    if rest.is_empty() {
-        return Err("one_value");
-    }
-    let flagged = |seen: &Seen, names: &[&'static str]| {
-        names.iter().find(|name| seen.reading.flags.contains(**name)).copied()
-    };
-    if let Some(name) = seen.iter().find_map(|seen| flagged(seen, &BROKEN_VALUE)) {
-        return Err(name);
-    }
-    if let Some(name) = rest.iter().find_map(|seen| flagged(seen, &BROKEN_RISE)) {
-        return Err(name);
-    }
-    if rest.iter().any(|seen| seen.multiplier != first.multiplier) {
-        return Err("multiplier_changed");
-    }
-    let (mut before, mut rollovers, mut sum) = (first.value, 0, None::<Dec>);
-    for seen in rest {
-        let mut risen = seen.value.minus(before).ok_or("too_large")?;
-        if risen.is_negative() {
-            if !seen.reading.flags.contains(flag::ROLLOVER) {
-                return Err(flag::BACK_STEP);
-            }
-            risen = risen.plus(capacity).ok_or("too_large")?;
-            rollovers += 1;
-        }
-        // Not from a zero: the digits behind the point are the display's.
-        sum = Some(sum.map_or(Some(risen), |sum| sum.plus(risen)).ok_or("too_large")?);
-        before = seen.value;
-    }
-    sum.map(|sum| (sum, rollovers)).ok_or("one_value")
 }
 
 /// The fields of each part, unsigned: every part repeats what is said of the whole day and has its share of meters.

@@ -75,9 +75,11 @@ impl Limits {
         Some(steps.max(bits.unwrap_or_default()).max(share.min(counted)))
     }
 
-    /// How far a register rose that went from `before` over its top to `value`; `None` where `before` is not near the top.
+    /// How far a register rose that went from `before` over its top to `value`; `None` where `before` is not near the top,
+    /// or beyond it.
     pub fn over_the_top(self, before: Dec, value: Dec) -> Option<Dec> {
-        let near = before > self.capacity.times(Dec::from(9))?.ratio(Dec::from(10))?;
+        let near =
+            before > self.capacity.times(Dec::from(9))?.ratio(Dec::from(10))? && before < self.capacity;
         if near { self.capacity.minus(before)?.plus(value) } else { None }
     }
 
