@@ -326,6 +326,30 @@ fn the_http_page_has_every_route_parameter_field_and_metric() {
     assert_eq!(first_spans(&page, "metric"), names, "{HTTP} (left), src/console/metrics.rs (right)");
 }
 
+#[test]
+fn the_http_page_has_every_warning() {
+    let page = read(HTTP);
+    let sources = sources("src");
+    let mut codes = BTreeSet::new();
+    for (_, text) in sources.iter().filter(|(path, text)| !path.contains("/config/") && text.contains("arn"))
+    {
+        codes.extend(quoted(text, "elemetry.warn(", ",").map(str::to_owned));
+        codes.extend(quoted(text, "elemetry().warn(", ",").map(str::to_owned));
+        if text.contains("Warning {") {
+            codes.extend(quoted(text, "code:", ",").map(str::to_owned));
+            codes.extend(quoted(text, " add(", ",").map(str::to_owned));
+        }
+    }
+    assert!(codes.len() > 2, "{codes:?}");
+    let rows = first_spans(&page, "code");
+    let missing: Vec<_> = codes.difference(&rows).collect();
+    assert!(missing.is_empty(), "{HTTP}: no row for the warnings {missing:?}");
+    for code in rows {
+        let known = sources.iter().any(|(_, text)| text.contains(&format!("\"{code}\"")));
+        assert!(known, "{HTTP}: no warning of the code is called {code}");
+    }
+}
+
 /// `500 records (`MAX_RECORDS`)`: value and unit are those of `docs/limits.md`, which a test of its own holds to the code.
 #[test]
 fn limits_on_the_pages_are_those_of_the_list() {
