@@ -64,10 +64,11 @@ def prove(record):
 class Billing:
     """What is stored. Knows no network."""
 
-    def __init__(self, path, meters):
+    def __init__(self, path, meters, lost):
         self.db = sqlite3.connect(path)
         self.db.executescript("pragma journal_mode = wal; pragma synchronous = full;" + SCHEMA)
         self.meters = meters  # those with a contract; None: all
+        self.lost = lost  # (ledger, first, last): records that a person has given up
         self.gaps = {}  # by ledger that lacks records: when to ask for them
         self.named = set()  # rejected records that a receipt has named since this program started
 
@@ -95,6 +96,8 @@ class Billing:
         last, head = self.ledger(id, gateway)
         for record in message["records"]:
             seq, line = record["seq"], prove(record)
+            if (id, last + 1, seq - 1) in self.lost:
+                last, head = seq - 1, None  # what it follows is not known
             if seq <= last:
                 self.again(id, record, line)
             elif seq > last + 1:
@@ -156,7 +159,7 @@ def connect(arguments, inbox):
     if not v5:
         options["clean_session"] = False
     if hasattr(mqtt, "CallbackAPIVersion"):  # paho-mqtt 2
-        options["callback_api_version"] = mqtt.CallbackAPIVersion.VERSION1
+        options["callback_api_version"] = mqtt.CallbackAPIVersion.VERSION2
     connection = mqtt.Client(**options)
     if arguments.user:
         with open(arguments.password_file, encoding="utf-8") as file:
@@ -229,6 +232,8 @@ def main():
     parser.add_argument("--password-file", metavar="FILE", help="the password alone, on one line")
     parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust: connects with TLS")
     parser.add_argument("--meters", metavar="FILE", help="ids of the meters with a contract, one a line; others are rejected")
+    parser.add_argument("--lost", metavar="LEDGER:FROM-TO", action="append", default=[],
+                        help="go on without these records: the gateway cannot read them any more (record_damaged) or does not keep them")
     parser.add_argument("database", metavar="FILE.db")
     arguments = parser.parse_args()
     if arguments.user and not arguments.password_file:
@@ -237,7 +242,11 @@ def main():
     if arguments.meters:
         with open(arguments.meters, encoding="utf-8") as file:
             meters = set(file.read().split())
-    billing = Billing(arguments.database, meters)
+    try:
+        ranges = [(ledger, *map(int, part.split("-"))) for ledger, part in (text.split(":") for text in arguments.lost)]
+    except ValueError:
+        parser.error("--lost: expected LEDGER:FROM-TO")
+    billing = Billing(arguments.database, meters, ranges)
     inbox = queue.Queue(maxsize=2 * BATCH)
     connection = connect(arguments, inbox)
     try:

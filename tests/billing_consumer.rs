@@ -66,7 +66,7 @@ impl Billing {
     }
 
     /// With contracts for these meters; none given: for all.
-    fn start(&mut self, version: &str, meters: &[&str]) {
+    fn start(&mut self, version: &str, meters: &[&str], lost: Option<&str>) {
         let log = OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let mut command = Command::new(&self.python);
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/billing.py"));
@@ -76,6 +76,7 @@ impl Billing {
             fs::write(self.dir.path().join("meters"), meters.join("\n")).unwrap();
             command.arg("--meters").arg(self.dir.path().join("meters"));
         }
+        command.args(lost.map(|lost| format!("--lost={lost}")));
         command.arg(self.dir.path().join("billing.db")).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
@@ -164,7 +165,7 @@ async fn it_takes_what_is_next_asks_for_what_is_missing_and_stops_at_what_is_alt
     let mut gateway =
         Consumer::start(broker.port, "metering/v1/riverside/gw-01/receipt", Some(("gw-01", "s3cret"))).await;
     let mut billing = Billing::new(&broker);
-    billing.start("5", &["E-1"]);
+    billing.start("5", &["E-1"], None);
 
     // Retention has removed what was before 300: a new consumer begins there.
     let status = json!({"v": 1, "state": "online", "ledger": "l1", "last_seq": 305, "acknowledged_seq": 305, "store": {"first_seq": 300}});
@@ -184,7 +185,7 @@ async fn it_takes_what_is_next_asks_for_what_is_missing_and_stops_at_what_is_alt
 
     // Killed and started again, now with a contract for the other meter; the rejected ones come again.
     billing.kill();
-    billing.start("5", &["E-1", "W-9"]);
+    billing.start("5", &["E-1", "W-9"], None);
     gateway.say("records", &message("l1", &chain(303, 306))).await;
     receipt(&mut gateway, "l1", &json!({"confirmed_seq": 306, "rejected": [no_contract(300)]})).await;
     assert_eq!(billing.rows("select count(*), count(distinct seq) from record"), [[json!(7), json!(7)]]);
@@ -203,11 +204,19 @@ async fn it_takes_what_is_next_asks_for_what_is_missing_and_stops_at_what_is_alt
         [[json!("l1"), json!(306)], [json!("l2"), json!(2)]]
     );
 
-    let mut altered = chain(3, 3);
-    altered[0]["values"]["volume_total"]["value"] = json!("3.51");
+    // Record 3 is lost, and a person says so: only then it goes on behind it.
+    gateway.say("records", &message("l2", &chain(4, 4))).await;
+    receipt(&mut gateway, "l2", &json!({"confirmed_seq": 2, "rejected": [], "resend_from": 3})).await;
+    billing.kill();
+    billing.start("5", &[], Some("l2:3-3"));
+    gateway.say("records", &message("l2", &chain(4, 4))).await;
+    receipt(&mut gateway, "l2", &json!({"confirmed_seq": 4, "rejected": []})).await;
+
+    let mut altered = chain(5, 5);
+    altered[0]["values"]["volume_total"]["value"] = json!("5.51");
     gateway.say("records", &message("l2", &altered)).await;
     let ended = billing.child.take().unwrap().wait().unwrap();
     assert_eq!(ended.code(), Some(1), "{}", billing.log());
-    assert!(billing.log().contains("record 3: its content does not have the hash"), "{}", billing.log());
-    assert_eq!(billing.last("l2"), 2);
+    assert!(billing.log().contains("record 5: its content does not have the hash"), "{}", billing.log());
+    assert_eq!(billing.last("l2"), 4);
 }
