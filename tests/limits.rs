@@ -51,7 +51,8 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
     ("src/protocol/modbus.rs", "REQUEST_CHARS", "a fact of Modbus"),
     ("src/protocol/wire.rs", "NETWORK_ROUND_TRIP", "an assumption of the poll plan"),
     ("src/publish/mqtt.rs", "PACKET_OVERHEAD", "reserved inside a packet"),
-    ("src/publish/mqtt.rs", "UNLIMITED", "what a broker says that has no limit"),
+    ("src/publish/mqtt/packets.rs", "NO_LIMIT", "what a broker says that has no limit"),
+    ("src/publish/mqtt/packets.rs", "RECEIVE_MAX", "what a broker says that names no number"),
     ("src/publish/payload.rs", "VERSION", "a version"),
 ];
 /// Channels without a capacity, and what bounds them instead.

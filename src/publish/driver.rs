@@ -13,7 +13,7 @@ mod records;
 pub use ports::{Context, Incoming, Inventory, Outgoing, PublisherState};
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     future::pending,
     path::PathBuf,
     sync::Arc,
@@ -93,6 +93,10 @@ struct Driver {
     left_out: Vec<Part>,
     records_first: bool,
     taken_over: bool,
+    /// The broker keeps retained messages.
+    retain: bool,
+    /// Topics of messages that were too large for us.
+    too_large: BTreeSet<String>,
     nobody_listens: bool,
     refused: bool,
     receipt_late: bool,
@@ -142,6 +146,8 @@ impl Driver {
             left_out: Vec::new(),
             records_first: false,
             taken_over: false,
+            retain: true,
+            too_large: BTreeSet::new(),
             nobody_listens: false,
             refused: false,
             receipt_late: false,
@@ -264,21 +270,22 @@ impl Driver {
     fn hear(&mut self, event: LinkEvent) {
         let now = Instant::now().into_std();
         match event {
-            LinkEvent::Connected { receive_max, keep_alive, .. } => {
+            LinkEvent::Connected { receive_max, keep_alive, retain, .. } => {
+                self.keeps_retained(retain);
                 self.session.handle(Event::Connected { receive_max, keep_alive }, now);
             }
             LinkEvent::Subscribed(granted) => self.subscribed(&granted),
-            LinkEvent::Sent(0) => {}
             LinkEvent::Sent(pkid) => self.session.handle(Event::Sent(pkid), now),
-            LinkEvent::Collision(pkid) => {
-                self.lose(&format!("packet id {pkid} is still in use"), Cause::Said);
-            }
             LinkEvent::Acknowledged(pkid, verdict) => {
                 self.session.handle(Event::Acknowledged(pkid, verdict), now);
             }
             LinkEvent::Message { topic, payload, retained } => {
                 self.session.handle(Event::Heard, now);
                 self.message(&topic, &payload, retained);
+            }
+            LinkEvent::PassedOver { topic, bytes } => {
+                self.session.handle(Event::Heard, now);
+                self.passed_over(topic, bytes);
             }
             LinkEvent::Heard => self.session.handle(Event::Heard, now),
             LinkEvent::Failed(Failure { cause, text }) => self.lose(&text, cause),
@@ -339,6 +346,9 @@ impl Driver {
 
     fn lose(&mut self, why: &str, cause: Cause) {
         self.link = None;
+        if cause == Cause::NoRetain {
+            self.keeps_retained(false);
+        }
         self.asked.clear();
         self.unheard.clear();
         if self.connected {

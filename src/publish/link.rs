@@ -52,13 +52,20 @@ pub enum LinkEvent {
         max_packet: u32,
         /// Ours, unless the broker has its own idea.
         keep_alive: Duration,
+        /// The broker keeps retained messages.
+        retain: bool,
+    },
+    /// A message was too large for us and was passed over.
+    PassedOver {
+        /// Whole topic.
+        topic: String,
+        /// How large it was.
+        bytes: usize,
     },
     /// SUBACK: for each filter, in order, whether it was granted.
     Subscribed(Vec<bool>),
     /// A message left with this packet id.
     Sent(u16),
-    /// The client holds a message back: its packet ids are used up.
-    Collision(u16),
     /// PUBACK.
     Acknowledged(u16, Verdict),
     /// Somebody published to us.
@@ -96,6 +103,8 @@ pub enum Cause {
     Closed,
     /// Another client came with our client id.
     TakenOver,
+    /// It keeps no retained messages, and does not take any.
+    NoRetain,
     /// A reason was given, and it is none of these.
     Said,
 }

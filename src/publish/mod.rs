@@ -10,6 +10,7 @@ mod link;
 mod mqtt;
 mod payload;
 mod session;
+mod tls_words;
 mod topics;
 
 pub use driver::{Context, Incoming, Inventory, Outgoing, PublisherState, run};

@@ -53,6 +53,14 @@ pub enum Oversize {
 #[derive(Clone, Debug)]
 pub struct Script {
     pub connack: u8,
+    /// The whole of the answer to CONNECT, after which the connection ends.
+    pub connack_bytes: Option<&'static [u8]>,
+    /// MQTT 5: retained messages are not available; a retained will is refused.
+    pub no_retain: bool,
+    /// MQTT 5.
+    pub max_qos: Option<u8>,
+    /// Sent after the first message of records, and then the connection ends.
+    pub disconnect: Option<&'static [u8]>,
     pub session_present: bool,
     pub receive_max: Option<u16>,
     pub max_packet: Option<u32>,
@@ -76,6 +84,10 @@ impl Default for Script {
     fn default() -> Script {
         Script {
             connack: 0,
+            connack_bytes: None,
+            no_retain: false,
+            max_qos: None,
+            disconnect: None,
             session_present: false,
             receive_max: None,
             max_packet: None,
@@ -264,6 +276,10 @@ impl Connection {
                     _ => Some(()),
                 }
             }
+            3 if self.script.no_retain && head & 1 == 1 => {
+                self.write(0xE0, &[0x9A, 0]).await?;
+                None
+            }
             3 => self.published(body).await,
             12 => {
                 self.journal.lock().unwrap().pings += 1;
@@ -290,6 +306,14 @@ impl Connection {
             self.journal.lock().unwrap().will = Some(will);
         }
         self.journal.lock().unwrap().connects.push(Instant::now());
+        if let Some(bytes) = self.script.connack_bytes {
+            self.out.write_all(bytes).await.ok()?;
+            return None;
+        }
+        if self.script.no_retain && flags & 0x24 == 0x24 {
+            self.write(0x20, &[0, 0x9A, 0]).await?;
+            return None;
+        }
         let mut answer = vec![u8::from(self.script.session_present), self.script.connack];
         if self.five {
             let mut properties = Vec::new();
@@ -304,6 +328,12 @@ impl Connection {
             if let Some(secs) = self.script.keep_alive {
                 properties.push(0x13);
                 properties.extend_from_slice(&secs.to_be_bytes());
+            }
+            if self.script.no_retain {
+                properties.extend_from_slice(&[0x25, 0]);
+            }
+            if let Some(qos) = self.script.max_qos {
+                properties.extend_from_slice(&[0x24, qos]);
             }
             varint(properties.len(), &mut answer);
             answer.extend_from_slice(&properties);
@@ -336,6 +366,10 @@ impl Connection {
             return (self.script.oversize == Oversize::Puback95).then_some(());
         }
         self.records += 1;
+        if let Some(bytes) = self.script.disconnect {
+            self.out.write_all(bytes).await.ok()?;
+            return None;
+        }
         let records = lines(rest);
         {
             let mut journal = self.journal.lock().unwrap();

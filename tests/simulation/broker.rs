@@ -332,6 +332,7 @@ impl Broker for SimBroker {
                     receive_max,
                     max_packet: 256 * 1024,
                     keep_alive: Duration::from_secs(20),
+                    retain: true,
                 },
             );
             state.link = Some(Arc::clone(&wire));

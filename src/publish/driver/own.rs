@@ -32,6 +32,9 @@ const STATUS_EVERY: Duration = Duration::from_secs(60);
 /// Answers that wait for a connection; an asker who waits longer has given up.
 const MAX_ANSWERS: usize = 256;
 
+/// Topics that are named because a message on them was too large.
+const MAX_TOO_LARGE: usize = 8;
+
 const STATUS_SCHEMA: &str = "meter-gateway/status/1";
 const INVENTORY_SCHEMA: &str = "meter-gateway/inventory/1";
 pub(super) const RESPONSE_SCHEMA: &str = "meter-gateway/response/1";
@@ -87,7 +90,7 @@ impl Driver {
     }
 
     pub(super) fn inventory_message(&self, meter: &str, payload: Bytes) -> Message {
-        Message { topic: self.names.inventory(meter), payload, retain: true, schema: INVENTORY_SCHEMA }
+        Message { topic: self.names.inventory(meter), payload, retain: self.retain, schema: INVENTORY_SCHEMA }
     }
 
     pub(super) fn say_status(&mut self) {
@@ -114,7 +117,7 @@ impl Driver {
         } else {
             payload::status(&facts, &Value::Null) // what was true of buses and clock is not known to be any more
         };
-        Message { topic: self.names.status(), payload, retain: true, schema: STATUS_SCHEMA }
+        Message { topic: self.names.status(), payload, retain: self.retain, schema: STATUS_SCHEMA }
     }
 
     /// Hands over what is waiting to be said, as far as the window allows.
@@ -215,6 +218,26 @@ impl Driver {
         });
     }
 
+    pub(super) fn keeps_retained(&mut self, retain: bool) {
+        if self.retain && !retain {
+            warn!("the broker keeps no retained messages: status and inventory are published without");
+        }
+        self.retain = retain;
+    }
+
+    pub(super) fn passed_over(&mut self, topic: String, bytes: usize) {
+        if !self.too_large.contains(&topic) && self.too_large.len() < MAX_TOO_LARGE {
+            let most = payload::MAX_PACKET_BYTES;
+            warn!(
+                topic,
+                bytes,
+                most,
+                "a message from the broker is too large and is passed over\n  hint: remove the retained message there, or ask whoever sends it"
+            );
+            self.too_large.insert(topic);
+        }
+    }
+
     /// What is not well with the broker, in a fixed order. Logs the edges.
     fn warnings(&mut self) -> Vec<Warning> {
         let mut warnings = Vec::new();
@@ -253,6 +276,18 @@ impl Driver {
             } else {
                 info!(client_id, "no other client uses this client id any more");
             }
+        }
+        if !self.retain {
+            warnings.push(Warning {
+                code: "broker_no_retain",
+                text: "the broker keeps no retained messages: who subscribes later learns no status and no inventory".into(),
+            });
+        }
+        for topic in &self.too_large {
+            warnings.push(Warning {
+                code: "broker_message_too_large",
+                text: format!("a message on {topic} is too large and was passed over"),
+            });
         }
         if taken_over {
             let client_id = &self.settings.client_id;
