@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::Context;
 use chrono::TimeDelta;
+use rustix::fs::Mode;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -59,6 +60,8 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reload = signal(SignalKind::hangup())?;
     let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
+    // Whatever is made from here on, the socket and the index too, is its owner's alone.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     log_warnings(&settings);
     systemd::status("opening the ledger");
     // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.

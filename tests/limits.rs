@@ -38,6 +38,8 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
     ("src/config/poll_plan.rs", "FULL_PPM", "a unit"),
     ("src/config/site.rs", "INTERVAL_SECS", "a default"),
     ("src/identity.rs", "PEM_WIDTH", "a format"),
+    ("src/ledger/disk/real.rs", "DIR_MODE", "rights"),
+    ("src/ledger/disk/real.rs", "FILE_MODE", "rights"),
     ("src/ledger/index.rs", "CHECK_BYTES", "a format"),
     ("src/ledger/summary.rs", "PLACE_BYTES", "a format"),
     ("src/ledger/summary.rs", "SPARSE", "a format"),

@@ -16,6 +16,7 @@ mod meters;
 mod meters_file;
 mod number;
 pub mod poll_plan;
+mod rights;
 mod section;
 mod site;
 mod source;

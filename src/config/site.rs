@@ -12,7 +12,7 @@ use chrono_tz::{TZ_VARIANTS, Tz};
 
 use super::{
     Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, endpoint::split_port,
-    fault::did_you_mean, file::read_file, section::Section,
+    fault::did_you_mean, file::read_file, rights, section::Section,
 };
 
 /// Seconds between slots when nothing is said: a quarter of an hour, the usual settlement period.
@@ -121,6 +121,7 @@ pub(super) fn gateway(root: &Section, base: &Path) -> Gateway {
             section.fault("data_dir", message, Some(hint.into()));
         }
     }
+    rights::private_dir(&section, &gateway.data_dir);
     if let Some(reserve_mb) = section.integer::<u64>("reserve_mb", RESERVE_RANGE, " MB") {
         gateway.reserve_bytes = reserve_mb * MEGABYTE;
     }
@@ -299,6 +300,7 @@ fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Pat
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
+    rights::secret(section, "password_file", &file);
     if let Some(problem) = problem {
         section.fault(
             "password_file",
@@ -333,6 +335,9 @@ fn tls(section: &Section, base: &Path, secure: Option<bool>) -> Option<Tls> {
         cert_file: pem(cert, "BEGIN CERTIFICATE"),
         key_file: pem(key, "PRIVATE KEY"),
     };
+    if let Some(file) = &tls.key_file {
+        rights::secret(section, key, file);
+    }
     for (given, other) in [(cert, key), (key, cert)] {
         if section.has(given) && !section.has(other) {
             let hint = format!("mutual TLS needs both: add {other}, or leave {given} out");

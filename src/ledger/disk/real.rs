@@ -3,13 +3,17 @@
 //! Each operation is one or two calls; what they promise is written at the trait.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, Permissions, TryLockError},
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
 use super::{Disk, DiskFile, Entry, Identity, Lock};
+
+/// Rights of what is made here, whatever the umask: what people consume is their own business.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
 
 /// The disk of this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,7 +27,7 @@ impl Disk for RealDisk {
         {
             self.create_dirs(parent)?;
         }
-        match fs::create_dir(dir) {
+        match fs::DirBuilder::new().mode(DIR_MODE).create(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !dir.is_dir() => return Err(error),
             _ => {}
         }
@@ -50,7 +54,9 @@ impl Disk for RealDisk {
     }
 
     fn open_append(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(RealFile(File::options().read(true).append(true).create(true).open(path)?)))
+        let mut options = File::options();
+        options.read(true).append(true).create(true).mode(FILE_MODE);
+        Ok(Box::new(RealFile(options.open(path)?)))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
@@ -81,7 +87,11 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
-        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        let file = File::options().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+        if file.metadata()?.mode() & 0o077 != 0 {
+            // Of an earlier version, which left it to the umask. Whoever may open it could hold the lock.
+            let _ = file.set_permissions(Permissions::from_mode(FILE_MODE)); // another user's stays as it is
+        }
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(RealLock(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),
