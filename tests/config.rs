@@ -4,6 +4,8 @@
 
 #[path = "config/files.rs"]
 mod files;
+#[path = "config/hints.rs"]
+mod hints;
 #[path = "config/same_device.rs"]
 mod same_device;
 #[path = "config/spreadsheet.rs"]

@@ -101,7 +101,12 @@ impl SerialPort {
             .write(true)
             .custom_flags(flags.bits().cast_signed())
             .open(device)
-            .map_err(|e| at("cannot be opened", e))?;
+            .map_err(|e| match remedy(device, e.kind()) {
+                Some(remedy) => {
+                    io::Error::new(e.kind(), format!("{}: {e}\n  hint: {remedy}", device.display()))
+                }
+                None => at("cannot be opened", e),
+            })?;
         // flock for everyone, TIOCEXCL for programs that know nothing of flock (root passes it).
         if file.try_lock().is_err() {
             let holder = holder(&file).unwrap_or_else(|| "another process".into());
@@ -118,6 +123,34 @@ impl SerialPort {
         }
         Ok(SerialPort { fd: register(file.into(), Interest::READABLE | Interest::WRITABLE)? })
     }
+}
+
+/// What a person can do about a device that cannot be opened.
+fn remedy(device: &Path, why: io::ErrorKind) -> Option<String> {
+    match why {
+        io::ErrorKind::NotFound => {
+            Some("is the adapter plugged in? `ls -l /dev/serial/by-id/` shows those that are".into())
+        }
+        io::ErrorKind::PermissionDenied => {
+            let gid = device.metadata().ok()?.gid();
+            let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+            let group = group_name(&groups, gid).unwrap_or_else(|| gid.to_string());
+            Some(format!(
+                "it belongs to the group {group}: let the service's user join it (usermod -aG {group} USER; the unit's \
+                 SupplementaryGroups=), and restart"
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// From a text in the format of group(5).
+fn group_name(groups: &str, gid: u32) -> Option<String> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    })
 }
 
 fn set_up(file: &File, wire: Wire) -> io::Result<()> {
@@ -227,5 +260,24 @@ impl AsyncWrite for SerialPort {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_opened_comes_with_a_remedy() {
+        let missing = Path::new("/dev/serial/by-id/no-such-adapter");
+        let error =
+            SerialPort::open(missing, Wire { baud: 9600, parity: Parity::None, stop_bits: 1 }).err().unwrap();
+        assert!(error.to_string().starts_with("/dev/serial/by-id/no-such-adapter: "), "{error}");
+        assert!(error.to_string().contains("plugged in"), "{error}");
+        let groups = "root:x:0:\ntty:x:5:\ndialout:x:20:admin,gw\n";
+        assert_eq!(group_name(groups, 20).as_deref(), Some("dialout"));
+        assert_eq!(group_name(groups, 2), None);
+        let said = remedy(Path::new("/dev/null"), io::ErrorKind::PermissionDenied).unwrap();
+        assert!(said.contains("usermod -aG root USER"), "{said}");
     }
 }

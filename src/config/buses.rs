@@ -108,7 +108,33 @@ fn serial(section: &Section, base: &Path, wire: Wire) -> Option<Link> {
         foreign(section, key, "kind = \"serial\"", "leave it out, or set kind = \"tcp\"");
     }
     section.require("device", "e.g. device = \"/dev/serial/by-id/…\", which stays the same after a restart");
-    Some(Link::Serial { device: base.join(section.text("device")?), wire })
+    let device = section.text("device")?;
+    if let Some((message, hint)) = no_device(device) {
+        section.fault("device", message, Some(hint));
+        return None;
+    }
+    Some(Link::Serial { device: base.join(device), wire })
+}
+
+/// Names that no serial device of this system has.
+fn no_device(name: &str) -> Option<(String, String)> {
+    const LIST: &str = "`ls -l /dev/serial/by-id/` shows the adapters that are plugged in";
+    let port = name.to_lowercase();
+    let port = port.trim_start_matches(['\\', '.', '/']).trim_end_matches(':');
+    if port
+        .strip_prefix("com")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    {
+        return Some((format!("{name:?} is a name of Windows"), format!("e.g. /dev/ttyUSB0; {LIST}")));
+    }
+    if name.contains(['*', '?', '[']) {
+        return Some((format!("{name:?} is a pattern, expected the path of one device"), LIST.into()));
+    }
+    if !name.contains('/') && ["tty", "cu.", "rfcomm", "usb-"].iter().any(|start| name.starts_with(start)) {
+        let dir = if name.starts_with("usb-") { "/dev/serial/by-id" } else { "/dev" };
+        return Some((format!("{name:?} is not a path"), format!("did you mean `{dir}/{name}`?")));
+    }
+    Path::new(name).is_dir().then(|| (format!("{name:?} is a directory"), LIST.into()))
 }
 
 fn tcp(section: &Section, framing: Framing, wire: Wire) -> Option<Link> {

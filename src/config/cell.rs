@@ -1,7 +1,7 @@
 //! What a spreadsheet makes of a number, a ratio or a name that it takes for something else. Knows how such cells look, and
 //! nothing of what they are for.
 
-use super::lookalike;
+use crate::model::{first_lookalike, plainly};
 
 /// A cell that is not what was typed.
 #[derive(Debug, PartialEq)]
@@ -87,16 +87,12 @@ pub(super) fn spoiled(text: &str) -> Option<Spoiled> {
             certain: false,
         });
     }
-    let odd = lookalike::first(text)?;
-    Some(Spoiled {
-        message: format!("{text:?}: {odd}"),
-        hint: meant(&lookalike::plainly(text)),
-        certain: false,
-    })
+    let odd = first_lookalike(text)?;
+    Some(Spoiled { message: format!("{text:?}: {odd}"), hint: meant(&plainly(text)), certain: false })
 }
 
 fn meant(text: &str) -> String {
-    format!("did you mean `{}`?", lookalike::plainly(text).trim())
+    format!("did you mean `{}`?", plainly(text).trim())
 }
 
 fn is_digits(text: &str) -> bool {

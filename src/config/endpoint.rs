@@ -26,9 +26,7 @@ pub(super) fn host_and_port(text: &str) -> Result<(Host, u16), (String, String)>
         let hint = if host(text).is_ok() { format!("add the port, e.g. \"{text}:502\"") } else { example() };
         return Err((format!("{text:?} is not host:port"), hint));
     };
-    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    let number = port.parse::<u16>().ok().filter(|port| digits && *port > 0);
-    match (host_in_brackets(host), number) {
+    match (host_in_brackets(host), port_number(port)) {
         (Ok(host), Some(port)) => Ok((host, port)),
         (Err(Some(better)), Some(_)) => {
             Err((format!("{text:?} is not host:port"), format!("did you mean \"{better}:{port}\"?")))
@@ -37,7 +35,13 @@ pub(super) fn host_and_port(text: &str) -> Result<(Host, u16), (String, String)>
     }
 }
 
-fn host_in_brackets(text: &str) -> Result<Host, Option<String>> {
+/// 1 to 65535.
+pub(super) fn port_number(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port > 0)
+}
+
+pub(super) fn host_in_brackets(text: &str) -> Result<Host, Option<String>> {
     match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         Some(v6) => v6.parse::<Ipv6Addr>().map(|v6| Host::Address(v6.into())).map_err(|_| None),
         None => host(text),

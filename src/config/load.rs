@@ -11,7 +11,7 @@ use std::{
 use ring::digest;
 
 use super::{
-    Bus, Fault, Settings, buses, console,
+    Bus, Fault, Settings, buses, console, encoding,
     endpoint::Hosts,
     fault::Findings,
     file::read_file,
@@ -118,8 +118,8 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
     let mut files = Files { shelf, paths: Vec::new(), contents: Vec::new() };
     let file = path.display().to_string();
     let text = match files.read(path) {
-        Ok(Some(text)) => text,
-        Ok(None) => return Checked::faulty(vec![not_text(&file)]),
+        Ok(Ok(text)) => text,
+        Ok(Err(fault)) => return Checked::faulty(vec![fault]),
         Err(error) => return Checked::faulty(vec![unreadable(&file, &error)]),
     };
     let env: Vec<(String, String)> = env.into_iter().collect();
@@ -127,7 +127,7 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
         env.iter().find(|(name, _)| name == CREDENTIALS_DIRECTORY).map(|(_, dir)| PathBuf::from(dir));
     let merged = match source::merge(&text, &file, env) {
         Ok(merged) => merged,
-        Err(fault) => return Checked::faulty(vec![fault]),
+        Err(faults) => return Checked::faulty(faults),
     };
     let findings = Findings::new(merged.overrides, merged.faults);
 
@@ -194,8 +194,8 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Its text; `None` when it is not UTF-8.
-    fn read(&mut self, path: &Path) -> io::Result<Option<String>> {
+    /// Its text, or what is there instead of text.
+    fn read(&mut self, path: &Path) -> io::Result<Result<String, Fault>> {
         let bytes = self.shelf.read(path)?;
         let so_far = self.contents.iter().map(Vec::len).sum::<usize>();
         if so_far + bytes.len() > MAX_TOTAL_BYTES {
@@ -203,7 +203,7 @@ impl Files<'_> {
                 format!("all files together are larger than {} MiB", MAX_TOTAL_BYTES / (1024 * 1024));
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
-        let text = String::from_utf8(bytes.clone()).ok();
+        let text = encoding::text(&bytes, &path.display().to_string());
         self.paths.push(path.to_owned());
         self.contents.push(bytes);
         Ok(text)
@@ -234,15 +234,6 @@ fn unreadable(file: &str, error: &io::Error) -> Fault {
     }
 }
 
-fn not_text(file: &str) -> Fault {
-    Fault {
-        file: file.to_owned(),
-        place: String::new(),
-        message: "this is not text in UTF-8".into(),
-        hint: Some("save it as UTF-8; spreadsheets call it \"CSV UTF-8\"".into()),
-    }
-}
-
 /// The built-in profiles and the site's own, and the names of those whose files are at fault.
 fn profiles(
     root: &Section,
@@ -261,10 +252,10 @@ fn profiles(
         for path in paths {
             let file = path.display().to_string();
             match files.read(&path) {
-                Ok(Some(text)) => texts.push((file, text)),
-                Ok(None) => {
+                Ok(Ok(text)) => texts.push((file, text)),
+                Ok(Err(fault)) => {
                     broken.extend(meters::stem(&file));
-                    findings.add(not_text(&file));
+                    findings.add(fault);
                 }
                 Err(error) => {
                     broken.extend(meters::stem(&file));
@@ -302,9 +293,9 @@ fn sheet(root: &Section, base: &Path, files: &mut Files<'_>, findings: &Findings
     };
     let file = path.display().to_string();
     let sheet = match files.read(&path) {
-        Ok(Some(text)) => meters_file::sheet(&text, &file, &meters::KEYS, &meters::NEEDED, findings),
-        Ok(None) => {
-            findings.add(not_text(&file));
+        Ok(Ok(text)) => meters_file::sheet(&text, &file, &meters::KEYS, &meters::NEEDED, findings),
+        Ok(Err(fault)) => {
+            findings.add(fault);
             Sheet::default()
         }
         Err(error) => {

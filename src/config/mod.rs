@@ -6,12 +6,12 @@
 mod buses;
 mod cell;
 mod console;
+mod encoding;
 mod endpoint;
 mod essentials;
 mod fault;
 mod file;
 mod load;
-mod lookalike;
 mod meters;
 mod meters_file;
 mod number;
@@ -20,6 +20,7 @@ mod rights;
 mod section;
 mod site;
 mod source;
+mod timezone;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 

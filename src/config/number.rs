@@ -1,8 +1,7 @@
 //! What was probably meant by a number that is none: a ratio, a decimal comma, a unit behind it. Offered as a hint, never
 //! taken for what was typed.
 
-use super::lookalike::plainly;
-use crate::model::Dec;
+use crate::model::{Dec, plainly};
 
 /// For a decimal: `200/5` → `40`, `40,5` → `40.5`, `40倍` → `40`.
 pub(super) fn decimal_meant(text: &str) -> Option<String> {

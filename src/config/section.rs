@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use super::{
     Fault, cell,
     fault::{Findings, did_you_mean},
-    lookalike, number,
+    number,
 };
-use crate::model::{Dec, is_visible};
+use crate::model::{Dec, first_lookalike, is_visible, plainly};
 
 /// Where a table stands.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl<'a> Section<'a> {
     /// Notes a fault at a key. Where a character of the value only looks like the right one, the hint says so.
     pub(super) fn fault(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
         let (file, place) = self.place(key);
-        let odd = self.map.get(key).and_then(Value::as_str).and_then(lookalike::first);
+        let odd = self.map.get(key).and_then(Value::as_str).and_then(first_lookalike);
         let hints: Vec<String> = odd.into_iter().chain(hint).collect();
         let hint = (!hints.is_empty()).then(|| hints.join("; "));
         self.findings.add(Fault { file, place, message: message.into(), hint });
@@ -258,12 +258,8 @@ impl<'a> Section<'a> {
             self.fault(key, spoiled.message, Some(spoiled.hint));
             return None;
         }
-        if lookalike::first(text).is_some() {
-            self.fault(
-                key,
-                format!("{text:?}"),
-                Some(format!("write {:?}", lookalike::plainly(text).trim())),
-            );
+        if first_lookalike(text).is_some() {
+            self.fault(key, format!("{text:?}"), Some(format!("write {:?}", plainly(text).trim())));
             return None;
         }
         Some(text)
@@ -284,7 +280,7 @@ impl<'a> Section<'a> {
     /// What may be meant by a number that is none.
     fn number_hint(&self, text: &str, meant: Option<String>) -> Option<String> {
         let meant = meant.filter(|meant| meant != text).map(|meant| format!("did you mean `{meant}`?"));
-        self.spoiled(&lookalike::plainly(text)).map(|spoiled| spoiled.hint).or(meant)
+        self.spoiled(&plainly(text)).map(|spoiled| spoiled.hint).or(meant)
     }
 
     /// Text that `parse` understands, or a whole number as text; else a fault that says what was expected.

@@ -4,15 +4,20 @@
 
 use std::{
     io,
+    net::Ipv6Addr,
     path::{Path, PathBuf},
 };
 
 use chrono::NaiveTime;
-use chrono_tz::{TZ_VARIANTS, Tz};
+use chrono_tz::Tz;
 
 use super::{
-    Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls, endpoint::split_port,
-    fault::did_you_mean, file::read_file, rights, section::Section,
+    Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls,
+    endpoint::{host_in_brackets, port_number, split_port},
+    file::read_file,
+    rights,
+    section::Section,
+    timezone::timezone,
 };
 
 /// Seconds between slots when nothing is said: a quarter of an hour, the usual settlement period.
@@ -84,16 +89,8 @@ pub(super) fn site(root: &Section) -> Site {
     section.require("timezone", "days and slots are local: e.g. timezone = \"Asia/Shanghai\"");
     site.id = topic_id(&section).unwrap_or_default();
     site.name = section.label("name").map_or_else(|| site.id.clone(), str::to_owned);
-    if let Some(text) = section.text("timezone") {
-        match text.parse() {
-            Ok(zone) => site.timezone = zone,
-            Err(_) => section.fault(
-                "timezone",
-                format!("{text:?} is not the name of a time zone"),
-                did_you_mean(text, TZ_VARIANTS.iter().map(|zone| zone.name()))
-                    .or_else(|| Some("names are those of the IANA database, e.g. Asia/Shanghai".into())),
-            ),
-        }
+    if let Some(zone) = timezone(&section) {
+        site.timezone = zone;
     }
     site
 }
@@ -274,16 +271,22 @@ fn broker(url: &str) -> Result<(bool, String, u16), (String, &'static str)> {
         _ => return Err((format!("scheme {scheme:?}, expected mqtt:// or mqtts://"), EXAMPLE)),
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.parse::<Ipv6Addr>().is_ok() || rest.matches(':').count() > 1 && !rest.starts_with('[') {
+        return Err((
+            format!("{url:?} has colons that may be an address or a port"),
+            "an IPv6 address stands in brackets, e.g. mqtts://[2001:db8::1]:8883",
+        ));
+    }
     let (host, port) = match split_port(rest) {
         Some((host, port)) => (host, Some(port)),
         None => (rest, None),
     };
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    if host.is_empty() || host.contains(['/', '?', '#', '[', ']']) || host.contains(char::is_whitespace) {
+    if host_in_brackets(host).is_err() {
         return Err((format!("{url:?} names no host, or more than a host and a port"), EXAMPLE));
     }
-    match port.map_or(Ok(default), str::parse::<u16>) {
-        Ok(port) if port > 0 => Ok((tls, host.to_owned(), port)),
+    let host = host.trim_matches(['[', ']']);
+    match port.map_or(Some(default), port_number) {
+        Some(port) => Ok((tls, host.to_owned(), port)),
         _ => Err((format!("{url:?} has no port from 1 to 65535"), EXAMPLE)),
     }
 }
@@ -369,9 +372,21 @@ mod tests {
             ("MQTT://b:1884", (false, "b", 1884)),
             ("mqtt://[::1]:1885", (false, "::1", 1885)),
             ("mqtts://[fe80::1]", (true, "fe80::1", 8883)),
+            ("mqtts://[2001:db8::1]:8884/", (true, "2001:db8::1", 8884)),
+            ("mqtts://[::ffff:10.0.0.5]", (true, "::ffff:10.0.0.5", 8883)),
         ] {
             let (tls, host, port) = broker(url).unwrap();
             assert_eq!((tls, host.as_str(), port), expected, "{url}");
+        }
+        for url in [
+            "mqtts://::1",
+            "mqtts://2001:db8::1:8883",
+            "mqtts://[::1",
+            "mqtts://[::1]x",
+            "mqtts://[]",
+            "mqtt://b:+1883",
+        ] {
+            assert!(broker(url).is_err(), "{url}");
         }
         for url in ["b:1883", "tcp://b", "mqtt://", "mqtt://b:0", "mqtt://b:x", "mqtt://b/path", "mqtt://a b"]
         {

@@ -8,6 +8,7 @@ use config::{Config, ConfigError, Environment, File, FileFormat, Source, ValueKi
 use serde_json::{Map, Value};
 
 use super::Fault;
+use crate::profile::{SyntaxError, syntax_errors};
 
 /// Of variables that override a key: `METER_GATEWAY__MQTT__URL`. `METER_GATEWAY_CONFIG` is not one of them.
 const PREFIX: &str = "METER_GATEWAY";
@@ -34,7 +35,7 @@ pub(super) fn merge(
     text: &str,
     file: &str,
     env: impl IntoIterator<Item = (String, String)>,
-) -> Result<Merged, Fault> {
+) -> Result<Merged, Vec<Fault>> {
     let mut merged = Merged::default();
     let mut variables = config::Map::new();
     for (name, value) in env {
@@ -55,20 +56,20 @@ pub(super) fn merge(
         .separator(SEPARATOR)
         .source(Some(variables));
     let typed = File::from_str(text, FileFormat::Toml);
-    let keys = typed.collect().map_err(|error| syntax(file, &error))?;
+    let keys = typed.collect().map_err(|error| syntax(text, file, &error))?;
     if let Some(key) = keys.keys().find(|key| key.contains(PATH_SIGNS)) {
-        return Err(Fault {
+        return Err(vec![Fault {
             file: file.to_owned(),
             place: key.clone(),
             message: "this names no key".into(),
             hint: Some("sections are written as [section], their keys below".into()),
-        });
+        }]);
     }
     let built = Config::builder()
         .add_source(typed)
         .add_source(environment)
         .build()
-        .map_err(|error| syntax(file, &error))?;
+        .map_err(|error| syntax(text, file, &error))?;
     if let Value::Object(root) = plain(built.cache.kind) {
         merged.root = root;
     }
@@ -102,8 +103,24 @@ fn unusable(path: &str) -> Option<(String, String)> {
     })
 }
 
-/// The parser's own words, with the line as the place.
-fn syntax(file: &str, error: &ConfigError) -> Fault {
+/// Every place that is not TOML, and that nothing else was checked.
+fn syntax(text: &str, file: &str, error: &ConfigError) -> Vec<Fault> {
+    const REST: &str = "nothing else was checked, because the rest depends on it";
+    let mut faults: Vec<Fault> = syntax_errors(text)
+        .into_iter()
+        .map(|SyntaxError { place, message, hint }| Fault { file: file.to_owned(), place, message, hint })
+        .collect();
+    match faults.last_mut() {
+        Some(last) => {
+            last.hint = Some(last.hint.take().map_or(REST.into(), |hint| format!("{hint}; {REST}")));
+        }
+        None => faults.push(in_its_own_words(file, error, REST)),
+    }
+    faults
+}
+
+/// What the crate says, with the line as the place.
+fn in_its_own_words(file: &str, error: &ConfigError, hint: &str) -> Fault {
     let cause = match error {
         ConfigError::FileParse { cause, .. } => cause.to_string(),
         other => other.to_string(),
@@ -126,7 +143,7 @@ fn syntax(file: &str, error: &ConfigError) -> Fault {
         file: file.to_owned(),
         place,
         message: format!("this is not TOML: {message}"),
-        hint: Some("nothing else was checked, because the rest depends on it".into()),
+        hint: Some(hint.to_owned()),
     }
 }
 
@@ -160,7 +177,9 @@ mod tests {
     #[test]
     fn a_quoted_key_is_no_path() {
         for key in ["bus[4000000000]", "bus[-4000000000]", "mqtt.url"] {
-            let fault = merge(&format!("[site]\nid = \"a\"\n[\"{key}\"]\nx = 1"), "f", env(&[])).unwrap_err();
+            let fault = merge(&format!("[site]\nid = \"a\"\n[\"{key}\"]\nx = 1"), "f", env(&[]))
+                .unwrap_err()
+                .remove(0);
             assert_eq!((fault.place.as_str(), fault.message.as_str()), (key, "this names no key"));
         }
         assert!(merge("[site]\n\"a.b[4]\" = 1", "f", env(&[])).is_ok(), "below a section it is a plain name");
@@ -194,9 +213,9 @@ mod tests {
 
     #[test]
     fn a_slip_of_syntax_names_its_line() {
-        let fault = merge("[site]\nid = \n", "gateway.toml", []).unwrap_err();
+        let fault = merge("[site]\nid = \n", "gateway.toml", []).unwrap_err().remove(0);
         assert!(fault.place.starts_with("line 2"), "{fault}");
-        let fault = merge("[site]\nid = \"a\"\nid = \"b\"", "gateway.toml", []).unwrap_err();
+        let fault = merge("[site]\nid = \"a\"\nid = \"b\"", "gateway.toml", []).unwrap_err().remove(0);
         assert!(fault.place.starts_with("line 3"), "{fault}");
         assert!(fault.message.contains("duplicate"), "{fault}");
     }

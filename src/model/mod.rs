@@ -4,6 +4,7 @@
 
 mod asker;
 mod ids;
+mod lookalike;
 mod quantity;
 mod reading;
 mod record;
@@ -14,6 +15,7 @@ mod warning;
 
 pub use asker::{Asker, User, Via, path_word};
 pub use ids::{BusId, IdError, MeterId, PointName};
+pub use lookalike::{first_lookalike, plain_character, plainly};
 pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
 pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq, change};

@@ -9,6 +9,7 @@ use toml::{Table as Toml, Value};
 use super::{
     Cell, Point, Profile, Protocol, SerialPoint,
     section::{Faults, Section, is_bits, is_float},
+    syntax::{SyntaxError, syntax_errors},
 };
 use crate::{
     model::{Medium, PointName, Unit},
@@ -82,6 +83,18 @@ pub fn load(text: &str, file: &str) -> Result<Profile, Vec<ProfileFault>> {
     let toml = match text.parse::<Toml>() {
         Ok(toml) => toml,
         Err(error) => {
+            let errors = syntax_errors(text);
+            if !errors.is_empty() {
+                let faults = errors.into_iter();
+                return Err(faults
+                    .map(|SyntaxError { place, message, hint }| ProfileFault {
+                        file: file.to_owned(),
+                        place,
+                        message,
+                        hint,
+                    })
+                    .collect());
+            }
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let place = format!("line {}", before.matches('\n').count() + 1);
             faults.add(&place, error.message(), None);
@@ -450,6 +463,6 @@ source = "row 33"
     fn what_is_not_toml_is_named_by_its_line() {
         let faults = load("id = \"a\"\nmodel = \n", "a.toml").unwrap_err();
         assert_eq!(faults.len(), 1);
-        assert_eq!(faults[0].place, "line 2");
+        assert_eq!(faults[0].place, "line 2, column 9");
     }
 }

@@ -2,7 +2,7 @@
 //! program expects ASCII. Knows nothing of where a text stands.
 
 /// The plain character that was probably meant.
-pub(super) fn plain(c: char) -> Option<char> {
+pub fn plain_character(c: char) -> Option<char> {
     Some(match c {
         // Full-width forms of ASCII, in the same order.
         '\u{FF01}'..='\u{FF5E}' => char::from_u32(u32::from(c) - 0xFEE0)?,
@@ -23,14 +23,16 @@ pub(super) fn plain(c: char) -> Option<char> {
 }
 
 /// The text with plain characters instead.
-pub(super) fn plainly(text: &str) -> String {
-    text.chars().map(|c| plain(c).unwrap_or(c)).collect()
+pub fn plainly(text: &str) -> String {
+    text.chars().map(|c| plain_character(c).unwrap_or(c)).collect()
 }
 
 /// The first such character in words: where it stands (counted from 1), what it is and what was meant.
-pub(super) fn first(text: &str) -> Option<String> {
-    let (index, (seen, meant)) =
-        text.chars().enumerate().find_map(|(index, c)| plain(c).map(|meant| (index, (c, meant))))?;
+pub fn first_lookalike(text: &str) -> Option<String> {
+    let (index, (seen, meant)) = text
+        .chars()
+        .enumerate()
+        .find_map(|(index, c)| plain_character(c).map(|meant| (index, (c, meant))))?;
     let name = if meant == ' ' { "a space".into() } else { format!("`{meant}`") };
     let shown = if meant == ' ' { String::new() } else { format!("`{seen}` ") };
     Some(format!("character {} is {shown}(U+{:04X}), expected {name}", index + 1, u32::from(seen)))
@@ -52,8 +54,8 @@ mod tests {
             ("ＧＷ－１", "GW-1", "character 1 is `Ｇ` (U+FF27), expected `G`"),
             ("１０、５", "10,5", "character 1 is `１` (U+FF11), expected `1`"),
         ] {
-            assert_eq!((plainly(text).as_str(), first(text).as_deref()), (meant, Some(says)));
+            assert_eq!((plainly(text).as_str(), first_lookalike(text).as_deref()), (meant, Some(says)));
         }
-        assert_eq!(first("滨江花园 12-3 (北)"), None);
+        assert_eq!(first_lookalike("滨江花园 12-3 (北)"), None);
     }
 }
