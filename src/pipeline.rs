@@ -321,13 +321,18 @@ impl Known {
     fn conclude(&mut self, mut draught: Draught, purpose: Purpose) -> Reading {
         let kept = matches!(purpose, Purpose::Slot | Purpose::Again);
         for (name, finding) in &draught.findings {
-            let Some(flag) = finding.flag else { continue };
-            draught.reading.flags.insert(flag.to_owned());
-            let mut evidence = self.evidence(name, finding);
-            if kept {
+            let plain = finding.after.is_none_or(History::is_plain);
+            let mut evidence = Map::new();
+            if let Some(flag) = finding.flag {
+                draught.reading.flags.insert(flag.to_owned());
+                evidence = self.evidence(name, finding);
+            }
+            if kept && (finding.flag.is_some() || !plain) {
                 evidence.insert(BELIEVED.into(), json!(finding.after.map(History::to_json)));
             }
-            draught.reading.evidence.insert(name.to_string(), evidence.into());
+            if !evidence.is_empty() {
+                draught.reading.evidence.insert(name.to_string(), evidence.into());
+            }
         }
         if kept && draught.reading.origin != Origin::Missing {
             self.remember(&mut draught.reading);

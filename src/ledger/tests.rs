@@ -128,6 +128,36 @@ fn assert_same(ledger: &dyn Ledger, model: &dyn Ledger) {
     }
 }
 
+/// What a start reads to find the last reading of a meter that has been silent ever since.
+#[test]
+fn the_last_reading_of_a_silent_meter_costs_the_same_however_long_the_ledger_is() {
+    let cost = |slots: i64| {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SimDisk::new(1);
+        let options = || Options { disk: disk.mount(), ..small(20_000) };
+        let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
+        append(&*ledger, vec![reading("B", 0, false), reading("never", 0, true)]).unwrap();
+        for slot in 1..slots {
+            let silent = ["B", "never"].map(|meter| reading(meter, slot, true));
+            let others = (0..20).map(|n| reading(&format!("A-{n}"), slot, false));
+            append(&*ledger, silent.into_iter().chain(others).collect()).unwrap();
+        }
+        ledger.close();
+        drop(ledger);
+        let (ledger, _) = FileLedger::open(dir.path(), options()).unwrap();
+        let before = disk.bytes_read();
+        let of = |meter: &str| ledger.latest(&meter.parse().unwrap(), Seq::MAX, 10).unwrap();
+        let (b, never) = (of("B"), of("never"));
+        assert_eq!(b.iter().map(|line| line.seq).collect::<Vec<_>>(), [1]);
+        assert!(never.is_empty());
+        let read = disk.bytes_read() - before;
+        ledger.close();
+        read
+    };
+    let (short, long) = (cost(30), cost(300));
+    assert!(short > 0 && long <= short, "{long} bytes, and {short} in a tenth of it");
+}
+
 fn check(dir: &Path) -> Report {
     audit(dir, 1, None, &mut |done, total| assert!(done <= total)).unwrap()
 }

@@ -30,6 +30,8 @@ pub struct History {
     pub believed: Last,
     /// It fell since, and nobody knows yet why.
     pub fallen: Option<Fallen>,
+    /// It leapt to it, and nobody knows yet whether it stays.
+    pub leapt: Option<Leapt>,
 }
 
 /// A register that fell: not believed until it has counted upwards for a while.
@@ -43,6 +45,15 @@ pub struct Fallen {
     pub by_unit: bool,
 }
 
+/// A register that rose more than its rating allows: should it be back, that was the wrong value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Leapt {
+    /// What was believed before.
+    pub before: Last,
+    /// How often it has risen since.
+    pub rises: u32,
+}
+
 /// As it stands in evidence.
 #[derive(Serialize, Deserialize)]
 struct Written {
@@ -50,6 +61,8 @@ struct Written {
     taken_at: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fallen: Option<WrittenFall>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leapt: Option<WrittenLeap>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +72,13 @@ struct WrittenFall {
     rises: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     by_unit: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenLeap {
+    value: Dec,
+    taken_at: String,
+    rises: u32,
 }
 
 impl Last {
@@ -71,7 +91,12 @@ impl Last {
 impl History {
     /// Of a register whose value is believed.
     pub fn of(value: Dec, at: Utc) -> History {
-        History { believed: Last::new(value, at), fallen: None }
+        History { believed: Last::new(value, at), fallen: None, leapt: None }
+    }
+
+    /// Whether a record's value and time say all of it.
+    pub fn is_plain(self) -> bool {
+        self.fallen.is_none() && self.leapt.is_none()
     }
 
     /// As it stands in evidence.
@@ -82,8 +107,13 @@ impl History {
             rises: fallen.rises,
             by_unit: fallen.by_unit,
         });
+        let leapt = self.leapt.map(|leapt| WrittenLeap {
+            value: leapt.before.value,
+            taken_at: rfc3339(leapt.before.at),
+            rises: leapt.rises,
+        });
         let Last { value, at } = self.believed;
-        serde_json::to_value(Written { value, taken_at: rfc3339(at), fallen }).unwrap_or_default()
+        serde_json::to_value(Written { value, taken_at: rfc3339(at), fallen, leapt }).unwrap_or_default()
     }
 
     fn from_json(value: &Value) -> Option<History> {
@@ -95,7 +125,13 @@ impl History {
             }
             None => None,
         };
-        Some(History { believed: last(written.value, &written.taken_at)?, fallen })
+        let leapt = match written.leapt {
+            Some(WrittenLeap { value, taken_at, rises }) => {
+                Some(Leapt { before: last(value, &taken_at)?, rises })
+            }
+            None => None,
+        };
+        Some(History { believed: last(written.value, &written.taken_at)?, fallen, leapt })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The rules for one cumulative register against its own history.
 
-use super::{Fallen, History, Last};
+use super::{Fallen, History, Last, Leapt};
 use crate::{
     model::{Dec, Utc, flag},
     profile::{Kind, Point},
@@ -43,7 +43,7 @@ const ROUNDING_STEPS: u64 = 2;
 const FLOAT_MILLIONTHS: u64 = 100;
 /// Yet no more than the register counts in so many seconds at its rating: beyond that it is worth money.
 const FLOAT_SECS: u64 = 10;
-/// Rises after which a register that fell is believed: two hours at a quarter of an hour. A meter that has not loaded its
+/// Rises after which a register that fell is believed, and one that leapt has not been wrong: two hours at a quarter of an hour. A meter that has not loaded its
 /// register yet after power-up stands still, or is through within seconds.
 const PROVING_RISES: u32 = 8;
 
@@ -108,33 +108,51 @@ pub fn check(history: Option<History>, value: Dec, at: Utc, limits: Limits) -> F
     if value.is_negative() || value >= limits.capacity {
         return finding(Some(flag::OVER_CAPACITY), true, None, history);
     }
-    let now = Some(History::of(value, at));
-    let Some(before) = history else { return finding(None, false, None, now) };
+    let now = History::of(value, at);
+    let Some(before) = history else { return finding(None, false, None, Some(now)) };
     let last = before.believed;
     let allowed = limits.allowed(last.at, at);
     // Beyond what can be computed nothing is said: 28 digits hold every register there is.
-    let Some(risen) = value.minus(last.value) else { return finding(None, false, None, now) };
+    let Some(risen) = value.minus(last.value) else { return finding(None, false, None, Some(now)) };
     let jumped = || is_power_of_ten_apart(last.value, value);
     if !risen.is_negative() {
-        let ordinary = allowed.is_none_or(|allowed| risen <= allowed);
+        if allowed.is_none_or(|allowed| risen <= allowed) {
+            let leapt = before.leapt.and_then(|leapt| leapt.goes_on(!risen.is_zero()));
+            return finding(None, false, allowed, Some(History { leapt, ..now }));
+        }
         let flag = if jumped() { flag::UNIT_JUMP } else { flag::TOO_FAST };
-        return finding(if ordinary { None } else { Some(flag) }, !ordinary, allowed, now);
+        let leapt = before.leapt.map_or(last, |leapt| leapt.before);
+        let leapt = Some(Leapt { before: leapt, rises: 0 });
+        return finding(Some(flag), true, allowed, Some(History { leapt, ..now }));
     }
     if limits.over_the_top(last.value, value).zip(allowed).is_some_and(|(risen, allowed)| risen <= allowed) {
-        return finding(Some(flag::ROLLOVER), true, allowed, now);
+        return finding(Some(flag::ROLLOVER), true, allowed, Some(now));
     }
     let rounding = limits.rounding(last.value);
     if rounding.is_some_and(|rounding| risen.abs() <= rounding) {
-        return finding(Some(flag::ROUNDING), false, rounding, Some(History::of(last.value, at)));
+        let after = History { leapt: before.leapt, ..History::of(last.value, at) };
+        return finding(Some(flag::ROUNDING), false, rounding, Some(after));
     }
-    let now_at = Last::new(value, at);
+    let now_at = now.believed;
+    if before.leapt.is_some_and(|leapt| limits.goes_on(leapt.before, now_at)) {
+        return finding(None, false, allowed, Some(now));
+    }
     let goes_on = before.fallen.and_then(|fallen| fallen.goes_on(now_at, limits));
     if goes_on.is_some_and(|fallen| fallen.rises >= PROVING_RISES) {
-        return finding(None, false, None, now);
+        return finding(None, false, None, Some(now));
     }
     let fallen = goes_on.unwrap_or(Fallen { highest: now_at, rises: 0, by_unit: jumped() });
     let flag = if fallen.by_unit { flag::UNIT_JUMP } else { flag::BACK_STEP };
-    finding(Some(flag), goes_on.is_none(), allowed, Some(History { believed: last, fallen: Some(fallen) }))
+    let after = History { fallen: Some(fallen), ..before };
+    finding(Some(flag), goes_on.is_none(), allowed, Some(after))
+}
+
+impl Leapt {
+    /// With one ordinary value more; `None` where it is proved.
+    fn goes_on(self, higher: bool) -> Option<Leapt> {
+        let rises = self.rises + u32::from(higher);
+        (rises < PROVING_RISES).then_some(Leapt { rises, ..self })
+    }
 }
 
 impl Fallen {

@@ -143,6 +143,23 @@ fn a_register_that_fell_is_not_believed_until_it_has_counted_upwards_for_a_while
     }
 }
 
+/// Both looks showed it, and still it was wrong: what was believed before is not forgotten at once.
+#[test]
+fn a_register_that_leapt_and_is_back_is_good() {
+    for (values, expected) in [
+        ("1000 5000 1001 1002", "- too_fast - -"),
+        ("1234.5 12345.1 12345.2 1234.6 1234.5", "- unit_jump - - back_step"),
+        ("1000 5000 9000 9001 1003", "- too_fast too_fast - -"),
+        ("1000 5000 0 0 1003", "- too_fast back_step back_step -"),
+        ("1000 5000 999", "- too_fast back_step"),
+        // After eight rises it has not been wrong.
+        ("1000 5000 5001 5002 5003 5004 5005 5006 5007 1020", "- too_fast - - - - - - - -"),
+        ("1000 5000 5001 5002 5003 5004 5005 5006 5007 5008 1020", "- too_fast - - - - - - - - back_step"),
+    ] {
+        assert_eq!(flags(values, limits()).join(" "), expected, "{values}");
+    }
+}
+
 #[test]
 fn only_what_is_new_is_read_again() {
     let surprises = |values: &str| {

@@ -161,16 +161,24 @@ async fn a_register_that_the_last_reading_does_not_name_is_looked_for_and_the_se
     let whole = bench.slot();
     let refused = without(&refused_block(&mut bench), &[]);
     let lost = without(&whole, &[ENERGY]);
-    for lacking in [refused, lost.clone()] {
+    for (lacking, since) in [(refused, 90), (lost.clone(), 90), (lost.clone(), 5000)] {
         let mut readings = vec![whole.clone()];
-        readings.extend(std::iter::repeat_n(lacking, 700));
+        readings.extend(std::iter::repeat_n(lacking, since));
         let (mut bench, read) = restarted(&readings, TYPE).await;
-        assert!(read <= 1000, "{read}");
-        assert_eq!(flags(&bench.twice("1000.00", "1000.00")), [flag::BACK_STEP]);
+        assert!(read <= 300, "{read}");
+        assert_eq!(flags(&bench.twice("1000.00", "1000.00")), [flag::BACK_STEP], "{since}");
     }
-    let (mut bench, read) = restarted(&vec![lost; 5000], TYPE).await;
-    assert!((1000..=1050).contains(&read), "{read}");
-    assert!(bench.slot().flags.is_empty());
+    // Lost in the middle of a long time.
+    let mut readings = vec![whole.clone(); 2000];
+    readings.extend(vec![lost.clone(); 3000]);
+    let (mut bench, read) = restarted(&readings, TYPE).await;
+    assert!(read <= 300, "{read}");
+    assert_eq!(flags(&bench.twice("1000.00", "1000.00")), [flag::BACK_STEP]);
+    for size in [50, 500, 20_000] {
+        let (mut bench, read) = restarted(&vec![lost.clone(); size], TYPE).await;
+        assert!(read <= 350, "{read} of {size}");
+        assert!(bench.slot().flags.is_empty(), "there never was one: the first is believed");
+    }
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ struct State {
     /// Changes until nothing works any more.
     left: Option<u64>,
     changes: u64,
+    bytes_read: u64,
     capacity: u64,
 }
 
@@ -143,6 +144,7 @@ impl SimDisk {
             faults,
             left: None,
             changes: 0,
+            bytes_read: 0,
             capacity: u64::MAX,
         })))
     }
@@ -200,6 +202,11 @@ impl SimDisk {
     /// All files together may have so many bytes.
     pub fn limit(&self, bytes: u64) {
         self.state().capacity = bytes;
+    }
+
+    /// Bytes that were read from its files so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.state().bytes_read
     }
 
     /// Bytes that all files together have.
@@ -377,6 +384,7 @@ impl DiskFile for SimFile {
         if let (Some(to), Some(found)) = (buffer.get_mut(..count), found.get(..count)) {
             to.copy_from_slice(found);
         }
+        state.bytes_read += count as u64;
         Ok(count)
     }
 
