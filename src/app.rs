@@ -66,7 +66,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     systemd::status("opening the ledger");
     // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.
     let started = tokio::select! {
-        started = Daemon::start(settings) => Some(started?),
+        started = Daemon::start(Arc::new(settings)) => Some(started?),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         () = asked_to_stop(&mut stop) => None,
@@ -95,6 +95,12 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
             }
             _ = supervision.tick() => {
                 let well = daemon.supervise();
+                if daemon.files.condition().ended.is_some() {
+                    systemd::status("beginning a new ledger");
+                    daemon = daemon.begin_again().await?;
+                    systemd::status(&daemon.status_line());
+                    continue;
+                }
                 if well && systemd::watchdog_interval().is_some_and(|every| fed.elapsed() + SUPERVISION >= every) {
                     systemd::watchdog();
                     systemd::status(&daemon.status_line());
@@ -143,8 +149,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(settings: Settings) -> anyhow::Result<Daemon> {
-        let settings = Arc::new(settings);
+    async fn start(settings: Arc<Settings>) -> anyhow::Result<Daemon> {
         let (dir, reserve_bytes) = (settings.gateway.data_dir.clone(), settings.gateway.reserve_bytes);
         let mirror = settings.gateway.mirror_dir.as_deref().map(ledger::MirrorOptions::at);
         make_data_dir(&dir)?;
@@ -209,6 +214,14 @@ impl Daemon {
             tokio::spawn(retain(files, ledger, Arc::clone(&self.clock), before));
         }
         self.house.supervise()
+    }
+
+    /// Others have seen more of the ledger than it has: all parts end in order, and begin as at a start, where a new ledger
+    /// takes its place. Nobody has to be there for it, and no supervisor.
+    async fn begin_again(self) -> anyhow::Result<Daemon> {
+        let settings = self.house.telemetry().settings();
+        self.stop().await;
+        Daemon::start(settings).await
     }
 
     /// The house in its own order, then the doors, then the ledger.

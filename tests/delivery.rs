@@ -16,7 +16,7 @@ mod line;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use broker::{Ack, Broker, Oversize, Script};
-use gateway::{Gateway, ledger_id, settings, stored};
+use gateway::{Gateway, drafts, ledger_id, settings, stored};
 use meter_gateway::{
     config::{Confirm, Mqtt, MqttVersion},
     ledger::{Cursor, FileLedger, Ledger, Options, SharedLedger},
@@ -437,7 +437,6 @@ async fn receipts_are_cumulative_and_idempotent_and_what_is_wrong_moves_nothing(
     let good = |seq: u64| json!({"ledger": ledger_id(), "confirmed_seq": seq}).to_string();
     for (nth, wrong) in [
         json!({"ledger": "old", "confirmed_seq": 9}).to_string(),
-        good(21),
         "{".into(),
         json!({"ledger": ledger_id(), "confirmed_seq": -1}).to_string(),
         String::new(),
@@ -555,4 +554,79 @@ async fn retention_takes_nothing_that_billing_has_not_confirmed() {
     gateway.stop().await;
     broker.journal(|j| assert_eq!(j.order[1_000..], (last + 1..=800).collect::<Vec<_>>()));
     files.close();
+}
+
+/// A machine's snapshot brings the running process back as well: it finds its connection gone, and comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_holds_is_compared_at_each_connection_before_anything_is_sent() {
+    let status = |session: u64, last_seq: u64| {
+        let said =
+            json!({"ledger": ledger_id(), "session": session, "last_seq": last_seq, "state": "offline"});
+        Some(said.to_string())
+    };
+    for (session, last_seq) in [(2, 0), (1, 21), (7, 21)] {
+        let scripts = vec![
+            Script { status: status(0, 0), ends_within: Some(1), ..Script::default() },
+            Script { status: status(session, last_seq), ..Script::default() },
+        ];
+        let broker = Broker::start(MqttVersion::V5, scripts).await;
+        let ledger = stored(20).await;
+        let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
+        gateway
+            .until("it is noticed", |s| s.last_error.as_ref().is_some_and(|e| e.contains("others have seen")))
+            .await;
+        assert_eq!(
+            broker.journal(|j| j.order.len()),
+            0,
+            "session {session}, seq {last_seq}: nothing was sent"
+        );
+        let connects = broker.journal(|j| j.connects.len());
+        ledger.append(drafts(5)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await; // it stays away: nothing tells of that
+        assert_eq!((connects, broker.journal(|j| j.connects.len())), (2, 2));
+        gateway.stop().await;
+    }
+}
+
+/// Of another ledger, from before a restart, not readable: nothing speaks against going on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_holds_of_before_holds_nothing_up() {
+    for status in [
+        json!({"ledger": "another", "session": 99, "last_seq": 9999}).to_string(),
+        json!({"ledger": ledger_id(), "session": 0, "last_seq": 20}).to_string(),
+        "{".to_owned(),
+        String::new(),
+    ] {
+        let broker =
+            Broker::start(MqttVersion::V5, vec![Script { status: Some(status), ..Script::default() }]).await;
+        let ledger = stored(20).await;
+        let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
+        gateway.until("delivered", |s| s.acknowledged == 20 && s.warnings.is_empty()).await;
+        gateway.stop().await;
+    }
+}
+
+/// A policy that hangs up on the subscription to `status`: records go all the same, and the status says what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_up_on_the_comparison_gets_its_records_all_the_same() {
+    let no = Script { suback: vec![0x87, 1, 1], ..Script::default() };
+    let broker = Broker::start(MqttVersion::V5, vec![no]).await;
+    let ledger = stored(20).await;
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
+    gateway
+        .until("refused", |s| s.acknowledged == 20 && s.warnings.iter().any(|w| w.code == "end_not_compared"))
+        .await;
+    gateway.stop().await;
+
+    let hangs_up = Script { hangs_up_on: Some("/status"), ..Script::default() };
+    let broker = Broker::start(MqttVersion::V5, vec![hangs_up]).await;
+    let ledger = stored(20).await;
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &shared(&ledger));
+    gateway
+        .until("delivered", |s| {
+            s.acknowledged == 20 && s.warnings.iter().any(|w| w.code == "end_not_compared")
+        })
+        .await;
+    assert_eq!(broker.journal(|j| j.connects.len()), 3);
+    gateway.stop().await;
 }

@@ -171,6 +171,7 @@ const CORE: &[&str] = &[
     "src/ledger/summary.rs",
     "src/publish/payload.rs",
     "src/publish/session",
+    "src/publish/standing.rs",
     "src/publish/topics.rs",
     "src/sim/fault.rs",
     "src/sim/rtu.rs",

@@ -2,8 +2,10 @@
 //!
 //! Holds what is waiting to be said (status, inventory, answers); records wait in the ledger alone. Knows no client
 //! crate and takes no decision about acknowledgements. `ports` is what the daemon sees, `records` sends them, `own` says
-//! everything else, `heard` takes what comes back.
+//! everything else, `heard` takes what comes back, `compare` looks first
+//! whether others have seen more of the ledger.
 
+mod compare;
 mod heard;
 mod own;
 mod parked;
@@ -32,6 +34,7 @@ use super::{
     credentials::{self, CredentialError},
     link::{Broker, Cause, Failure, Link, LinkEvent, Message, Offer},
     session::{Action, Event, Part, Session, Tag},
+    standing::Standing,
     topics::Topics,
 };
 use crate::{
@@ -40,6 +43,7 @@ use crate::{
     model::{MeterId, Seq},
 };
 
+use compare::Comparison;
 use own::RESPONSE_SCHEMA;
 
 /// At least so long between two of them: several things change at once when something happens.
@@ -73,6 +77,8 @@ struct Driver {
     state: watch::Sender<PublisherState>,
     shutdown: watch::Receiver<bool>,
     session: Session,
+    standing: Standing,
+    comparison: Comparison,
     broker: Arc<dyn Broker>,
     link: Option<Box<dyn Link>>,
     number: Option<u64>,
@@ -118,6 +124,8 @@ impl Driver {
         let session =
             Session::new(ledger.id(), settings.confirm, last, acknowledged, confirmed, now.into_std());
         Driver {
+            standing: Standing::new(ledger.id(), last, ledger.session()),
+            comparison: Comparison::default(),
             settings,
             names,
             ledger,
@@ -160,6 +168,11 @@ impl Driver {
     async fn run(mut self) -> Vec<Outgoing> {
         self.recall_parked().await;
         loop {
+            self.notice_comparison();
+            if self.comparison.ended.is_some() {
+                self.rest().await;
+                return Vec::new();
+            }
             self.notice_shutdown();
             self.put_on_record();
             self.notice_online();
@@ -195,7 +208,7 @@ impl Driver {
         if self.session.is_online() && self.session.may_offer() {
             wake = wake.min(self.status_due);
         }
-        if let Some(by) = self.stop_by {
+        for by in [self.stop_by, self.comparison.until].into_iter().flatten() {
             wake = wake.min(by);
         }
         let link = async {
@@ -252,10 +265,10 @@ impl Driver {
             }
             None => String::new(),
         };
-        // A number belongs to a connection that came about; an attempt that failed leaves it to the next one.
-        if self.number.is_none() {
-            self.number = Some(self.ledger.next_session());
-        }
+        // One for each attempt: the broker may have heard of one that seemed to fail.
+        let number = self.ledger.next_session();
+        self.number = Some(number);
+        self.standing.offered(number, self.head.borrow().seq);
         Ok(Offer {
             host: self.settings.host.clone(),
             port: self.settings.port,
@@ -272,7 +285,10 @@ impl Driver {
         match event {
             LinkEvent::Connected { receive_max, keep_alive, retain, .. } => {
                 self.keeps_retained(retain);
-                self.session.handle(Event::Connected { receive_max, keep_alive }, now);
+                self.compare(Event::Connected { receive_max, keep_alive }, retain);
+            }
+            LinkEvent::Subscribed(granted) if self.comparison.is_under_way() => {
+                self.compare_answered(granted.first() == Some(&true));
             }
             LinkEvent::Subscribed(granted) => self.subscribed(&granted),
             LinkEvent::Sent(pkid) => self.session.handle(Event::Sent(pkid), now),
@@ -351,6 +367,7 @@ impl Driver {
         }
         self.asked.clear();
         self.unheard.clear();
+        self.comparison.lost();
         if self.connected {
             self.connected = false;
             self.number = None;

@@ -130,6 +130,12 @@ pub trait Link: Send {
     /// Subscribes to all of these with one packet; false when the client does not take it.
     fn subscribe(&self, filters: Vec<String>) -> bool;
 
+    /// Wants no more of this; false when the client does not take it. Nothing tells when it is done.
+    fn unsubscribe(&self, filter: String) -> bool {
+        drop(filter);
+        true
+    }
+
     /// Says goodbye, so that the will is not published. The end comes as an event.
     fn disconnect(&self);
 }

@@ -1,7 +1,7 @@
 //! From the ledger to the broker, and the receipts and commands that come back.
 //!
 //! `topics` and `payload` say what is on the wire, `session` decides, `driver` performs over a `link`; `mqtt` makes real
-//! ones and is the one door to the client crate; `credentials` reads the files that a connection needs. The ledger's cursors are the only memory of
+//! ones and is the one door to the client crate; `standing` knows whether others have seen more of the ledger; `credentials` reads the files that a connection needs. The ledger's cursors are the only memory of
 //! what is still to be sent.
 
 mod credentials;
@@ -10,6 +10,7 @@ mod link;
 mod mqtt;
 mod payload;
 mod session;
+mod standing;
 mod tls_words;
 mod topics;
 

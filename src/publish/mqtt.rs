@@ -51,6 +51,7 @@ const PACKET_OVERHEAD: usize = 256;
 enum Request {
     Publish(Message),
     Subscribe(Vec<String>),
+    Unsubscribe(String),
     Disconnect,
 }
 
@@ -111,6 +112,10 @@ impl Link for Connection {
 
     fn subscribe(&self, filters: Vec<String>) -> bool {
         self.ask(Request::Subscribe(filters))
+    }
+
+    fn unsubscribe(&self, filter: String) -> bool {
+        self.ask(Request::Unsubscribe(filter))
     }
 
     fn disconnect(&self) {
@@ -239,6 +244,7 @@ impl<'a> Talk<'a> {
                 self.say(LinkEvent::Sent(pkid)).await
             }
             Some(Request::Subscribe(filters)) => self.codec.subscribe(filters, &mut self.out),
+            Some(Request::Unsubscribe(filter)) => self.codec.unsubscribe(filter, &mut self.out),
             Some(Request::Disconnect) | None => {
                 self.codec.disconnect(&mut self.out);
                 self.leaving = true;

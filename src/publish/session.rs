@@ -388,6 +388,11 @@ impl Session {
         matches!(self.phase, Phase::Online)
     }
 
+    /// The furthest record that was handed over, or acknowledged before the process began.
+    pub fn highest_sent(&self) -> Seq {
+        self.highest_sent
+    }
+
     /// Last seq of the unbroken run that the broker has acknowledged.
     pub fn acknowledged_seq(&self) -> Seq {
         self.acknowledged

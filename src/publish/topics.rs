@@ -20,6 +20,8 @@ pub enum Down<'a> {
     Receipt,
     /// Somebody asks for something.
     Command,
+    /// Our own, from an earlier connection; or another gateway's with the same name.
+    Status,
     /// A retained description of a meter, perhaps of one that is no longer configured.
     Inventory(&'a str),
 }
@@ -34,7 +36,7 @@ impl Topics {
         self.below("records")
     }
 
-    /// Up, retained: the gateway itself; also the last will.
+    /// Up, retained: the gateway itself; also the last will. Read back when a connection begins.
     pub fn status(&self) -> String {
         self.below("status")
     }
@@ -70,6 +72,7 @@ impl Topics {
         match topic.strip_prefix(&base)? {
             "receipt" => Some(Down::Receipt),
             "command" => Some(Down::Command),
+            "status" => Some(Down::Status),
             leaf => {
                 let meter = leaf.strip_prefix("inventory/")?;
                 meter.parse::<MeterId>().ok().map(|_| Down::Inventory(meter))
@@ -102,6 +105,7 @@ mod tests {
         let t = names();
         assert_eq!(t.classify(&t.receipt()), Some(Down::Receipt));
         assert_eq!(t.classify(&t.command()), Some(Down::Command));
+        assert_eq!(t.classify(&t.status()), Some(Down::Status));
         assert_eq!(t.classify(&t.inventory("E-1")), Some(Down::Inventory("E-1")));
         for other in ["", "metering/v1/riverside/gw-02/receipt", "metering/v1/riverside/gw-01/inventory/a/b"]
         {

@@ -66,6 +66,10 @@ pub struct Script {
     pub max_packet: Option<u32>,
     pub keep_alive: Option<u16>,
     pub suback: Vec<u8>,
+    /// The status that it holds.
+    pub status: Option<String>,
+    /// Ends the connection on a subscription to such a topic.
+    pub hangs_up_on: Option<&'static str>,
     pub ack: Ack,
     pub own_ack: u8,
     pub takes: usize,
@@ -93,6 +97,8 @@ impl Default for Script {
             max_packet: None,
             keep_alive: None,
             suback: vec![1, 1, 1],
+            status: None,
+            hangs_up_on: None,
             ack: Ack::Each,
             own_ack: 0,
             takes: usize::MAX,
@@ -261,6 +267,7 @@ impl Connection {
     async fn packet(&mut self, head: u8, body: &[u8]) -> Goes {
         match head >> 4 {
             1 => self.connect(body).await,
+            8 if self.script.hangs_up_on.is_some_and(|topic| contains(body, topic.as_bytes())) => None,
             8 => {
                 let mut answer = body[..2].to_vec();
                 if self.five {
@@ -274,6 +281,11 @@ impl Connection {
                         self.publish(&topic, &vec![b' '; bytes], true).await
                     }
                     _ => Some(()),
+                }?;
+                let topic = "metering/v1/riverside/gw-01/status";
+                match self.script.status.clone().filter(|_| contains(body, topic.as_bytes())) {
+                    Some(status) => self.publish(topic, status.as_bytes(), true).await,
+                    None => Some(()),
                 }
             }
             3 if self.script.no_retain && head & 1 == 1 => {

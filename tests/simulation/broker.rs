@@ -78,6 +78,10 @@ struct State {
     /// Accepted and not yet passed on.
     passing: VecDeque<Bytes>,
     link: Option<Arc<Wire>>,
+    /// What it publishes when that link ends without a goodbye.
+    will: Option<Bytes>,
+    /// The retained status.
+    retained: Option<Bytes>,
     billing: Billing,
     receipts: bool,
 }
@@ -155,6 +159,8 @@ impl SimBroker {
             base: base.to_owned(),
             passing: VecDeque::new(),
             link: None,
+            will: None,
+            retained: None,
             billing: Billing::default(),
             receipts,
         })))
@@ -172,24 +178,23 @@ impl SimBroker {
     /// frees a record: where the broker's word does, it must keep it (docs/reliability.md).
     pub fn crash(&self) {
         let mut state = self.state();
+        state.end_link("connection reset by peer");
         if state.receipts {
             state.passing.clear();
-        }
-        if let Some(link) = state.link.take() {
-            link.tell(Duration::ZERO, LinkEvent::Failed("connection reset by peer".into()));
+            state.retained = None;
         }
     }
 
     /// Loses the connection alone.
     pub fn hang_up(&self) {
-        if let Some(link) = self.state().link.take() {
-            link.tell(Duration::ZERO, LinkEvent::Failed("connection closed".into()));
-        }
+        self.state().end_link("connection closed");
     }
 
     /// The gateway's process is dead, and tokio's time may have begun anew.
     pub fn forget_link(&self) {
-        self.state().link = None;
+        let mut state = self.state();
+        state.retained = state.will.take().or(state.retained.take());
+        state.link = None;
     }
 
     /// Everything that was accepted reaches billing.
@@ -221,6 +226,13 @@ impl SimBroker {
 }
 
 impl State {
+    fn end_link(&mut self, why: &str) {
+        self.retained = self.will.take().or(self.retained.take());
+        if let Some(link) = self.link.take() {
+            link.tell(Duration::ZERO, LinkEvent::Failed(why.into()));
+        }
+    }
+
     fn accept(&mut self, link: &Arc<Wire>, message: &Message, pkid: u16) {
         let is_records = message.topic == format!("{}/records", self.base);
         if is_records && !self.mode.consumer {
@@ -231,6 +243,9 @@ impl State {
             let refusal = Verdict::Failed("QuotaExceeded".into());
             link.tell(Duration::from_millis(3), LinkEvent::Acknowledged(pkid, refusal));
             return;
+        }
+        if message.topic == format!("{}/status", self.base) {
+            self.retained = Some(message.payload.clone());
         }
         if is_records {
             self.passing.push_back(message.payload.clone());
@@ -264,8 +279,7 @@ impl State {
             return;
         }
         let seq = match self.rng.u8(0..10) {
-            0 => self.billing.last / 2,         // an old one
-            1 => self.billing.last + 1_000_000, // of records that were never sent
+            0 => self.billing.last / 2, // an old one
             _ => self.billing.last,
         };
         let ledger = if self.rng.u8(0..20) == 0 { "another" } else { self.billing.ledger.as_str() };
@@ -319,7 +333,7 @@ impl SimLink {
 }
 
 impl Broker for SimBroker {
-    fn connect(&self, _: Offer) -> Box<dyn Link> {
+    fn connect(&self, offer: Offer) -> Box<dyn Link> {
         let wire = Arc::new(Wire::default());
         let mut state = self.state();
         if state.mode.reach == Reach::Refuses {
@@ -335,7 +349,10 @@ impl Broker for SimBroker {
                     retain: true,
                 },
             );
+            // One client id, one connection: whoever had it before is gone.
+            state.retained = state.will.take().or(state.retained.take());
             state.link = Some(Arc::clone(&wire));
+            state.will = Some(offer.will.payload);
         }
         Box::new(SimLink { broker: self.clone(), wire })
     }
@@ -391,13 +408,24 @@ impl Link for SimLink {
     }
 
     fn subscribe(&self, filters: Vec<String>) -> bool {
-        if self.is_alive(&self.broker.state()) {
+        let state = self.broker.state();
+        if self.is_alive(&state) {
             self.wire.tell(Duration::from_millis(5), LinkEvent::Subscribed(vec![true; filters.len()]));
+            let topic = format!("{}/status", state.base);
+            if let Some(payload) = state.retained.clone().filter(|_| filters.contains(&topic)) {
+                let message = LinkEvent::Message { topic, payload, retained: true };
+                self.wire.tell(Duration::from_millis(6), message);
+            }
         }
         true
     }
 
     fn disconnect(&self) {
+        let mut state = self.broker.state();
+        if self.is_alive(&state) {
+            state.will = None;
+        }
+        drop(state);
         self.wire.tell(Duration::from_millis(1), LinkEvent::Failed("disconnected".into()));
     }
 }

@@ -24,6 +24,7 @@ impl Driver {
     pub(super) fn message(&mut self, topic: &str, bytes: &Bytes, retained: bool) {
         match self.names.classify(topic) {
             Some(Down::Receipt) => match Receipt::parse(bytes) {
+                Ok(receipt) if self.is_disproved_by(&receipt) => {}
                 Ok(receipt) => self.receipt(receipt),
                 Err(error) => {
                     warn!(%error, "a receipt is ignored");
@@ -40,6 +41,7 @@ impl Driver {
                 }
             }
             Some(Down::Inventory(_)) => {}
+            Some(Down::Status) => self.hear_status(bytes, retained),
             None => debug!(topic, "a message on a topic that is not ours"),
         }
     }

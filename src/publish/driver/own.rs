@@ -97,6 +97,7 @@ impl Driver {
         let now = Instant::now();
         if now >= self.status_due {
             self.own.retain(|message| message.schema != STATUS_SCHEMA); // one that waits is out of date
+            self.standing.said(self.head.borrow().seq);
             self.own.push_front(self.status_message(true));
             self.status_said = now;
             self.status_due = now + STATUS_EVERY;
@@ -240,7 +241,7 @@ impl Driver {
 
     /// What is not well with the broker, in a fixed order. Logs the edges.
     fn warnings(&mut self) -> Vec<Warning> {
-        let mut warnings = Vec::new();
+        let mut warnings = Vec::from_iter(self.comparison.warning());
         let left_out = self.session.left_out();
         for part in &left_out {
             let topic = self.topic(*part);

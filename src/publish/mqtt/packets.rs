@@ -175,6 +175,22 @@ impl Codec {
         }
     }
 
+    pub(super) fn unsubscribe(&mut self, filter: String, out: &mut BytesMut) -> Result<(), Failure> {
+        let pkid = self.next_pkid();
+        match self.version {
+            MqttVersion::V311 => {
+                let mut unsubscribe = v4::Unsubscribe::new(filter);
+                unsubscribe.pkid = pkid;
+                v4::Packet::Unsubscribe(unsubscribe).write(out, usize::MAX).map(drop).map_err(not_sent)
+            }
+            MqttVersion::V5 => {
+                let mut unsubscribe = v5::Unsubscribe::new(filter, None);
+                unsubscribe.pkid = pkid;
+                v5::Packet::Unsubscribe(unsubscribe).write(out, None).map(drop).map_err(not_sent)
+            }
+        }
+    }
+
     pub(super) fn ping(&self, out: &mut BytesMut) {
         let _two_bytes = self.write(&v4::Packet::PingReq, || v5::Packet::PingReq(v5::PingReq), out);
     }
