@@ -128,7 +128,7 @@ impl Console {
                 "seq {from} is still on its way: up to {last} was sent, the rest goes by itself"
             ));
         }
-        if publisher.replays_waiting >= MAX_REPLAYS {
+        if publisher.replays.len() >= MAX_REPLAYS {
             return Err(format!("{MAX_REPLAYS} replays are waiting: try again later"));
         }
         let place = self

@@ -180,7 +180,7 @@ impl Telemetry {
                 "rejected": publisher.rejected,
                 "rejected_unlisted": publisher.rejected_unlisted,
                 "ignored_receipts": publisher.ignored_receipts,
-                "replays_waiting": publisher.replays_waiting,
+                "replays_waiting": publisher.replays.len(),
                 "awaiting_receipt_since": awaiting,
                 "last_error": publisher.last_error,
             },

@@ -19,7 +19,7 @@ use meter_gateway::{
     publish::{Context, Incoming, Inventory, Outgoing, PublisherState, RealBroker, Response, Topics, run},
 };
 use mosquitto::Mosquitto;
-use rumqttc::QoS;
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
@@ -381,4 +381,92 @@ async fn mutual_tls(version: MqttVersion) {
 async fn mqtts_with_a_private_ca_and_a_client_certificate() {
     mutual_tls(MqttVersion::V5).await;
     mutual_tls(MqttVersion::V311).await;
+}
+
+/// A consumer with a session that the broker keeps, and a queue in it that holds few messages.
+struct Billing {
+    last: u64,
+    client: AsyncClient,
+    event_loop: rumqttc::EventLoop,
+}
+
+impl Billing {
+    fn new(port: u16) -> Billing {
+        let mut options = MqttOptions::new("billing", "127.0.0.1", port);
+        options.set_max_packet_size(1 << 20, 1 << 20).set_clean_session(false);
+        let (client, event_loop) = AsyncClient::new(options, 64);
+        Billing { last: 0, client, event_loop }
+    }
+
+    async fn subscribe(&mut self) {
+        self.client.subscribe(format!("{BASE}/records"), QoS::AtLeastOnce).await.unwrap();
+        while !matches!(self.next().await, Packet::SubAck(_)) {}
+    }
+
+    async fn next(&mut self) -> Packet {
+        loop {
+            if let Event::Incoming(packet) = timeout(PATIENCE, self.event_loop.poll()).await.unwrap().unwrap()
+            {
+                return packet;
+            }
+        }
+    }
+
+    /// Goes away; the broker keeps the session.
+    async fn leave(&mut self) {
+        self.client.disconnect().await.unwrap();
+        while timeout(PATIENCE, self.event_loop.poll()).await.unwrap().is_ok() {}
+    }
+
+    /// Takes a record only if it is the next, and says after each message how far it is.
+    async fn until(&mut self, last: u64) {
+        while self.last < last {
+            if let Packet::Publish(message) = self.next().await {
+                let message: Value = serde_json::from_slice(&message.payload).unwrap();
+                for record in message["records"].as_array().unwrap() {
+                    self.last += u64::from(record["seq"] == self.last + 1);
+                }
+                let receipt = json!({"ledger": LEDGER_ID, "confirmed_seq": self.last}).to_string();
+                self.client
+                    .publish(format!("{BASE}/receipt"), QoS::AtLeastOnce, false, receipt)
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+}
+
+/// The broker drops what its queue does not hold, and has acknowledged it; nothing is lost all the same.
+async fn a_queue_that_drops(version: MqttVersion) {
+    let broker = Mosquitto::with(|_| "allow_anonymous true\nmax_queued_messages 3\n".to_owned());
+    let mut billing = Billing::new(broker.port);
+    billing.subscribe().await;
+    let ledger = MemoryLedger::new();
+    ledger.store(10);
+    let settings = Mqtt { confirm: Confirm::Billing, ..settings(broker.port, version) };
+    let mut gateway = Gateway::start(settings, &ledger);
+    billing.until(10).await;
+    billing.leave().await;
+    ledger.store(20_000);
+    gateway.until("all is acknowledged", |s| s.acknowledged == 20_010).await;
+    assert_eq!(ledger.cursor(Cursor::Confirmed), 10);
+    timeout(Duration::from_secs(120), billing.until(20_010)).await.expect("the gap closes");
+    let said = tokio::spawn(async move {
+        loop {
+            billing.next().await; // its last receipt leaves only while it is polled
+        }
+    });
+    gateway.until("all is confirmed", |s| s.confirmed == 20_010 && s.warnings.is_empty()).await;
+    said.abort();
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_queue_of_the_broker_drops_comes_again_with_mqtt_5() {
+    a_queue_that_drops(MqttVersion::V5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_queue_of_the_broker_drops_comes_again_with_mqtt_3_1_1() {
+    a_queue_that_drops(MqttVersion::V311).await;
 }

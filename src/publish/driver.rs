@@ -2,7 +2,7 @@
 //!
 //! Holds what is waiting to be said (status, inventory, answers); records wait in the ledger alone. Knows no client
 //! crate and takes no decision about acknowledgements. `ports` is what the daemon sees, `records` sends them, `own` says
-//! everything else, `heard` takes what comes back, `compare` looks first
+//! everything else, `heard` takes what comes back, `receipts` shows how far billing is, `compare` looks first
 //! whether others have seen more of the ledger.
 
 mod compare;
@@ -10,6 +10,7 @@ mod heard;
 mod own;
 mod parked;
 mod ports;
+mod receipts;
 mod records;
 
 pub use ports::{Context, Incoming, Inventory, Outgoing, PublisherState};
@@ -17,6 +18,7 @@ pub use ports::{Context, Incoming, Inventory, Outgoing, PublisherState};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::pending,
+    ops::RangeInclusive,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -40,7 +42,7 @@ use super::{
 use crate::{
     config::Mqtt,
     ledger::{Cursor, Head, SharedLedger},
-    model::{MeterId, Seq},
+    model::{MeterId, Seq, Warning},
 };
 
 use compare::Comparison;
@@ -106,6 +108,11 @@ struct Driver {
     nobody_listens: bool,
     refused: bool,
     receipt_late: bool,
+    replays_taken: u64,
+    /// What is not well with billing, as it was shown last.
+    billing: Vec<Warning>,
+    /// Records that billing asked for again and that retention has removed.
+    not_kept: Option<RangeInclusive<Seq>>,
     /// Where the oldest note of a parked record stands.
     parked_from: Seq,
     damage_told: Seq,
@@ -159,6 +166,9 @@ impl Driver {
             nobody_listens: false,
             refused: false,
             receipt_late: false,
+            replays_taken: 0,
+            billing: Vec::new(),
+            not_kept: None,
             parked_from: last,
             damage_told: 0,
             stop_by: None,

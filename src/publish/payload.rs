@@ -140,15 +140,26 @@ pub fn inventory(meter: &Value) -> Bytes {
 }
 
 /// Billing has committed everything up to `confirmed_seq`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// The ledger it speaks of.
     pub ledger: String,
     /// Cumulative.
     pub confirmed_seq: Seq,
     /// Records that billing has, but could not use.
-    #[serde(default)]
     pub rejected: Vec<Rejected>,
+    /// It lacks records, and wants everything from this one on again. What is no seq is the error; the rest counts.
+    pub resend_from: Option<Result<Seq, String>>,
+}
+
+#[derive(Deserialize)]
+struct TypedReceipt {
+    ledger: String,
+    confirmed_seq: Seq,
+    #[serde(default)]
+    rejected: Vec<Rejected>,
+    #[serde(default)]
+    resend_from: Value,
 }
 
 /// One record that billing could not use.
@@ -165,8 +176,21 @@ impl Receipt {
     /// Reads a receipt; unknown fields are passed over.
     pub fn parse(bytes: &[u8]) -> Result<Receipt, PayloadError> {
         bounded("receipt", bytes)?;
-        serde_json::from_slice(bytes).map_err(|e| malformed("receipt", &e, None))
+        let typed: TypedReceipt =
+            serde_json::from_slice(bytes).map_err(|e| malformed("receipt", &e, None))?;
+        let TypedReceipt { ledger, confirmed_seq, rejected, resend_from } = typed;
+        let resend_from = (!resend_from.is_null()).then(|| seq("resend_from", &resend_from));
+        Ok(Receipt { ledger, confirmed_seq, rejected, resend_from })
     }
+}
+
+fn seq(name: &str, value: &Value) -> Result<Seq, String> {
+    let seen = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(_) => "a string".to_owned(),
+        _ => "no number".to_owned(),
+    };
+    value.as_u64().ok_or(format!("`{name}` is {seen}, expected a seq"))
 }
 
 /// A well-formed request from outside. Nothing has been done about it, and it may have expired.
@@ -341,6 +365,20 @@ mod tests {
         let receipt = Receipt::parse(text).unwrap();
         assert_eq!(receipt.confirmed_seq, 5);
         assert_eq!(receipt.rejected, [Rejected { seq: 3, reason: "no meter".into() }]);
+        assert_eq!(receipt.resend_from, None);
+        let resend = |from: &str| {
+            let text = format!(r#"{{"ledger":"x","confirmed_seq":0,"resend_from":{from}}}"#);
+            Receipt::parse(text.as_bytes()).unwrap().resend_from
+        };
+        assert_eq!(resend("null"), None);
+        assert_eq!(resend("0"), Some(Ok(0)));
+        assert_eq!(resend("18446744073709551615"), Some(Ok(u64::MAX)));
+        for (bad, seen) in
+            [("-3", "-3"), ("1.5", "1.5"), ("1e30", "1e"), ("\"7\"", "a string"), ("[7]", "no number")]
+        {
+            let error = resend(bad).unwrap().unwrap_err();
+            assert!(error.contains(seen) && error.contains("resend_from"), "{error}");
+        }
         for bad in [
             &b""[..],
             b"null",

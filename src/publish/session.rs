@@ -3,18 +3,21 @@
 //! No I/O, no clock, no randomness of its own: all three are arguments. What was sent is remembered only while a
 //! connection lasts; what was acknowledged is a pair of cursors, and after any surprise sending resumes from there, a
 //! few messages earlier when the connection was lost. `words` is what is said to it and by it, `outcomes` moves the
-//! cursors, `receipts` hears billing, `parts` keeps everything else from holding records back, `pace` and `size` say how
-//! much goes at once.
+//! cursors, `receipts` hears billing, `progress` sees that billing lacks something, `resend` has what is sent once more, `parts`
+//! keeps everything else from holding records back, `pace` and `size` say how much goes at once.
 
 mod outcomes;
 mod pace;
 mod parts;
+mod progress;
 mod receipts;
+mod resend;
 mod size;
 mod words;
 
 pub use parts::Part;
 pub use receipts::{MAX_PARKED, Note};
+pub use resend::{MAX_REPLAYS, Reason, Resend};
 pub use words::{Action, Event, Fault, Tag, Verdict};
 
 use std::{
@@ -28,7 +31,9 @@ use crate::{config::Confirm, ledger::Cursor, model::Seq};
 
 use pace::{Departure, Pace};
 use parts::Parts;
+use progress::Progress;
 use receipts::{Owed, Parked};
+use resend::Resends;
 use size::MessageSize;
 
 /// Messages from the oldest unacknowledged one to the newest: enough to fill a slow link, few enough to repeat. The
@@ -47,11 +52,9 @@ const PAUSE_MAX_MS: u64 = 60_000;
 /// Messages, acknowledged before a connection was lost, that are sent again after it: a broker that dies without
 /// persistence takes with it what it had acknowledged and not yet passed on. Duplicates are harmless, gaps are not.
 const OVERLAP: usize = 64;
-/// Replays that may wait: each is a person's or a program's request, more is a mistake.
-pub const MAX_REPLAYS: usize = 64;
 /// Acknowledged records that a new connection sends again at most, where billing confirms and has not: some minutes on a
 /// slow link. Without it, a billing system that has stopped to confirm would get a year of records at each connection.
-pub const RESUME_MAX: Seq = 50_000;
+pub const RESUME_MAX: u64 = 50_000;
 /// Connections in a row that another client may have ended before it is said: one may have been ourselves, before a restart.
 const TAKEN_OVER_SHOWN: u32 = 2;
 
@@ -116,8 +119,10 @@ pub struct Session {
     nobody_listens: bool,
     last_refusal: Option<String>,
     stopping: bool,
-    replays: VecDeque<RangeInclusive<Seq>>,
-    replay_is_next: bool,
+    resends: Resends,
+    resend_is_next: bool,
+    resend: Option<Resend>,
+    progress: Progress,
     parked: Parked,
     ignored_receipts: u64,
     owed: Owed,
@@ -182,8 +187,10 @@ impl Session {
             nobody_listens: false,
             last_refusal: None,
             stopping: false,
-            replays: VecDeque::new(),
-            replay_is_next: false,
+            resends: Resends::new(now),
+            resend_is_next: false,
+            resend: None,
+            progress: Progress::new(if confirm == Confirm::Billing { confirmed } else { 0 }),
             parked: Parked::default(),
             ignored_receipts: 0,
             owed: Owed::new(now),
@@ -229,11 +236,12 @@ impl Session {
             }
             Event::Receipt(receipt) => {
                 self.heard = now;
-                self.receipt(receipt);
+                self.receipt(receipt, now);
             }
         }
         self.parts.settle(now);
         self.watch_receipts(now);
+        self.watch_progress(now);
     }
 
     fn go_online(&mut self, now: Instant) {
@@ -283,11 +291,11 @@ impl Session {
             Tag::Records(range) => {
                 self.next = range.end() + 1;
                 self.highest_sent = self.highest_sent.max(*range.end());
-                self.replay_is_next = true;
+                self.resend_is_next = true;
             }
-            Tag::Replay(range) => {
-                self.take_replay(*range.end());
-                self.replay_is_next = false;
+            Tag::Again(reason, range) => {
+                self.resends.sent(*reason, *range.end(), bytes, now);
+                self.resend_is_next = false;
             }
             Tag::Own(own) => {
                 part = Some(*own);
@@ -325,7 +333,7 @@ impl Session {
                 });
                 self.settle();
             }
-            Tag::Replay(range) => self.take_replay(*range.end()),
+            Tag::Again(reason, range) => self.resends.sent(reason, *range.end(), 0, now),
             Tag::Own(_) => {}
         }
     }
@@ -357,15 +365,16 @@ impl Session {
         self.taken_over >= TAKEN_OVER_SHOWN
     }
 
-    /// Asks for records to be sent once more. Clamped to what was sent before; false when there is nothing to send
-    /// or too many requests wait already.
-    pub fn replay(&mut self, from: Seq, to: Seq) -> bool {
-        let (from, to) = (from.max(1), to.min(self.acknowledged.max(self.next.saturating_sub(1))));
-        if from > to || self.replays.len() >= MAX_REPLAYS {
-            return false;
-        }
-        self.replays.push_back(from..=to);
-        true
+    /// Asks for records to be sent once more. Clamped to what was sent before.
+    pub fn replay(&mut self, from: Seq, to: Seq) -> Resend {
+        let sent = self.sent_seq();
+        let (from, to) = (from.max(1), to.min(sent));
+        if from > to { Resend::NeverSent(sent) } else { self.resends.ask(from..=to) }
+    }
+
+    /// Last seq that was sent: to be sent again, it need not be acknowledged.
+    fn sent_seq(&self) -> Seq {
+        self.acknowledged.max(self.next.saturating_sub(1))
     }
 
     /// No new records, no new connections: the process is going down.
@@ -375,7 +384,7 @@ impl Session {
 
     /// What waits to be sent once more, at the end of this session.
     pub fn into_replays(self) -> impl Iterator<Item = (Seq, Seq)> {
-        self.replays.into_iter().map(RangeInclusive::into_inner)
+        self.resends.into_ranges().map(RangeInclusive::into_inner)
     }
 
     /// Messages without an acknowledgement.
@@ -429,9 +438,9 @@ impl Session {
         self.size.limit()
     }
 
-    /// Replays that wait for their turn.
-    pub fn replays_waiting(&self) -> usize {
-        self.replays.len()
+    /// Replays that wait for their turn, as far as they were not sent yet.
+    pub fn replays_waiting(&self) -> impl ExactSizeIterator<Item = &RangeInclusive<Seq>> {
+        self.resends.replays().iter()
     }
 
     /// Receipts that cannot be read, for another ledger, or for what was never sent.
@@ -472,26 +481,33 @@ impl Session {
         if let Some(at) = self.parts.wake(now) {
             wake = wake.min(at);
         }
+        if let Some(due) = self.still_until(now) {
+            wake = wake.min(due);
+        }
         match self.paused_until {
             Some(until) if now < until => return Action::WaitUntil(Some(wake.min(until))),
             _ => self.paused_until = None,
         }
-        match self.next_send() {
-            Some(tag) => Action::Send(tag),
-            None => Action::WaitUntil(Some(wake)),
-        }
+        self.next_send(wake, now)
     }
 
-    fn next_send(&self) -> Option<Tag> {
+    fn next_send(&self, wake: Instant, now: Instant) -> Action {
         let alone = self.careful && self.records_in_flight().next().is_some();
         if self.stopping || self.rewind || alone || !self.may_offer() || !self.pace.has_room() {
-            return None;
+            return Action::WaitUntil(Some(wake));
         }
         let records =
             (self.next <= self.head).then(|| Tag::Records(self.next..=one_message(self.next, self.head)));
-        let replay =
-            self.replays.front().map(|r| Tag::Replay(*r.start()..=one_message(*r.start(), *r.end())));
-        if self.replay_is_next { replay.or(records) } else { records.or(replay) }
+        let again = self.resends.next().map(|(reason, range)| Tag::Again(reason, range));
+        let in_flight = self.records_in_flight().filter(|o| matches!(o.tag, Tag::Again(..))).count();
+        let ready_at = self.resends.ready_at(in_flight, self.window);
+        let ready = again.clone().filter(|_| ready_at.is_some_and(|at| now >= at));
+        let due = if self.resend_is_next { ready.or(records) } else { records.or(ready) };
+        match (due, again.and(ready_at)) {
+            (Some(tag), _) => Action::Send(tag),
+            (None, Some(at)) => Action::WaitUntil(Some(wake.min(at))),
+            (None, None) => Action::WaitUntil(Some(wake)),
+        }
     }
 
     fn records_in_flight(&self) -> impl Iterator<Item = &Outstanding> {
@@ -501,14 +517,6 @@ impl Session {
     /// Records do not wait for anything else to be tried: the broker has answered some, or there are none.
     fn records_gone(&self) -> bool {
         self.records_answered || self.next > self.head
-    }
-
-    fn take_replay(&mut self, sent_to: Seq) {
-        if let Some(range) = self.replays.pop_front()
-            && *range.end() > sent_to
-        {
-            self.replays.push_front(sent_to + 1..=*range.end());
-        }
     }
 }
 
@@ -522,6 +530,9 @@ mod tests;
 
 #[cfg(test)]
 mod fire_tests;
+
+#[cfg(test)]
+mod gap_tests;
 
 #[cfg(test)]
 mod line_tests;

@@ -43,7 +43,7 @@ fn send_all(s: &mut Session, per: Seq, first: u16, now: Instant) -> Vec<(u16, Ta
     while let (Some(Action::Send(tag)), _) = drain(s, now) {
         let tag = match tag {
             Tag::Records(r) => Tag::Records(*r.start()..=(*r.end()).min(r.start() + per - 1)),
-            Tag::Replay(r) => Tag::Replay(*r.start()..=(*r.end()).min(r.start() + per - 1)),
+            Tag::Again(reason, r) => Tag::Again(reason, *r.start()..=(*r.end()).min(r.start() + per - 1)),
             Tag::Own(_) => panic!("own messages are not asked for"),
         };
         s.offered(tag.clone(), 1000, now);
@@ -57,9 +57,11 @@ fn send_all(s: &mut Session, per: Seq, first: u16, now: Instant) -> Vec<(u16, Ta
 #[test]
 fn too_many_replays_are_refused_and_the_others_wait() {
     let now = Instant::now();
-    let mut s = Session::new(LEDGER, Confirm::Broker, 9, 9, 9, now);
-    let taken = (0..100).filter(|_| s.replay(1, 9)).count();
-    assert_eq!((taken, s.replays.len()), (MAX_REPLAYS, MAX_REPLAYS));
+    let mut s = Session::new(LEDGER, Confirm::Broker, 900, 900, 900, now);
+    let taken = (1..=100).filter(|n| matches!(s.replay(n * 9, n * 9), Resend::Queued(_))).count();
+    assert_eq!((taken, s.replays_waiting().len()), (MAX_REPLAYS, MAX_REPLAYS));
+    assert_eq!(s.replay(900, 900), Resend::Full);
+    assert_eq!(s.replay(9, 9), Resend::Merged);
 }
 
 #[test]
@@ -227,8 +229,12 @@ fn a_receipt_confirms_what_was_sent_and_nothing_else() {
     let mut s = session(Confirm::Billing, 20, now);
     bring_up(&mut s, 100, now);
     send_all(&mut s, 10, 1, now);
-    let receipt =
-        |ledger: &str, confirmed_seq| Receipt { ledger: ledger.into(), confirmed_seq, rejected: vec![] };
+    let receipt = |ledger: &str, confirmed_seq| Receipt {
+        ledger: ledger.into(),
+        confirmed_seq,
+        rejected: vec![],
+        resend_from: None,
+    };
     s.handle(Event::Receipt(receipt("another", 5)), now);
     s.handle(Event::Receipt(receipt(LEDGER, 11)), now);
     assert_eq!((s.confirmed_seq(), s.ignored_receipts()), (0, 2));
@@ -243,27 +249,22 @@ fn a_receipt_confirms_what_was_sent_and_nothing_else() {
     assert_eq!((s.acknowledged_seq(), s.confirmed_seq()), (10, 8));
 }
 
+fn replay(from: Seq, to: Seq) -> Tag {
+    Tag::Again(Reason::Replay, from..=to)
+}
+
 #[test]
 fn a_replay_goes_in_between_and_moves_no_cursor() {
     let now = Instant::now();
     let mut s = Session::new(LEDGER, Confirm::Broker, 30, 20, 20, now);
-    assert!(!s.replay(21, 30), "what was never sent cannot be sent again");
-    assert!(s.replay(5, 25));
+    assert_eq!(s.replay(21, 30), Resend::NeverSent(20), "what was never sent cannot be sent again");
+    assert_eq!(s.replay(5, 25), Resend::Queued(5..=20));
     bring_up(&mut s, 100, now);
     send_all(&mut s, 5, 1, now);
     s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
     let sent = send_all(&mut s, 5, 2, now);
     let tags: Vec<Tag> = sent.into_iter().map(|(_, tag)| tag).collect();
-    assert_eq!(
-        tags,
-        [
-            Tag::Replay(5..=9),
-            Tag::Records(26..=30),
-            Tag::Replay(10..=14),
-            Tag::Replay(15..=19),
-            Tag::Replay(20..=20)
-        ]
-    );
+    assert_eq!(tags, [replay(5, 9), Tag::Records(26..=30), replay(10, 14), replay(15, 19), replay(20, 20)]);
     s.handle(Event::Acknowledged(2, Verdict::Accepted), now);
     assert_eq!(s.acknowledged_seq(), 25);
     s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
@@ -366,7 +367,7 @@ fn simulate(seed: u64) {
                 let n = random.u64(0..20);
                 let tag = match tag {
                     Tag::Records(r) => Tag::Records(part(r, n)),
-                    Tag::Replay(r) => Tag::Replay(part(r, n)),
+                    Tag::Again(reason, r) => Tag::Again(reason, part(r, n)),
                     Tag::Own(_) => unreachable!(),
                 };
                 s.offered(tag.clone(), 1000, now);
@@ -406,8 +407,10 @@ fn simulate(seed: u64) {
                     up = false;
                 } else if dice < 80 {
                     let confirmed_seq = if random.bool() { told } else { head + 1 + random.u64(0..9) };
+                    let resend_from = random.bool().then(|| Ok(random.u64(..) >> random.u32(0..64)));
+                    let ledger = LEDGER.into();
                     s.handle(
-                        Event::Receipt(Receipt { ledger: LEDGER.into(), confirmed_seq, rejected: vec![] }),
+                        Event::Receipt(Receipt { ledger, confirmed_seq, rejected: vec![], resend_from }),
                         now,
                     );
                 } else if dice < 85 && told > 0 {

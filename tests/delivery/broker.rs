@@ -80,6 +80,8 @@ pub struct Script {
     pub retained: Option<(&'static str, usize)>,
     /// Ends in the middle of this message of records (from 1).
     pub ends_within: Option<usize>,
+    /// Acknowledges the messages of records from this one up to that one (from 1), and nobody gets them.
+    pub swallows: Option<(usize, usize)>,
     /// Reads nothing more after this message of records (from 1); 0: after the subscription.
     pub deaf_after: Option<usize>,
 }
@@ -106,6 +108,7 @@ impl Default for Script {
             ends_over: None,
             retained: None,
             ends_within: None,
+            swallows: None,
             deaf_after: None,
         }
     }
@@ -127,6 +130,11 @@ pub struct Journal {
 }
 
 impl Journal {
+    /// What a consumer has that takes only the next record.
+    pub fn taken(&self) -> u64 {
+        self.order.iter().fold(0, |last, seq| if *seq == last + 1 { *seq } else { last })
+    }
+
     /// The last seq of the unbroken run that was granted.
     pub fn unbroken(&self) -> u64 {
         (1..=u64::MAX).take_while(|seq| self.granted.contains(seq)).last().unwrap_or(0)
@@ -179,6 +187,17 @@ impl Broker {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.journal(|j| j.order.len()) < count {
             assert!(Instant::now() < deadline, "{} of {count} granted", self.journal(|j| j.order.len()));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until another record was granted, or for a moment.
+    pub async fn until_more_granted(&self) {
+        let before = self.journal(|j| j.order.len());
+        for _ in 0..10 {
+            if self.journal(|j| j.order.len()) > before {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -386,6 +405,9 @@ impl Connection {
         {
             let mut journal = self.journal.lock().unwrap();
             journal.largest = journal.largest.max(rest.len());
+        }
+        if self.script.swallows.is_some_and(|(from, to)| (from..=to).contains(&self.records)) {
+            return self.puback(pkid, 0).await;
         }
         match self.script.ack {
             Ack::Twice => {

@@ -3,13 +3,11 @@
 //! Bytes from outside: what is not understood is logged or answered, never trusted. Carries nothing out itself.
 
 use bytes::Bytes;
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
     super::{
         payload::{Command, PayloadError, Receipt, Response},
-        session::Event,
         topics::Down,
     },
     Driver, Incoming,
@@ -43,21 +41,6 @@ impl Driver {
             Some(Down::Inventory(_)) => {}
             Some(Down::Status) => self.hear_status(bytes, retained),
             None => debug!(topic, "a message on a topic that is not ours"),
-        }
-    }
-
-    fn receipt(&mut self, receipt: Receipt) {
-        let (ignored, rejected) = (self.session.ignored_receipts(), receipt.rejected.len());
-        let (ledger, seq) = (receipt.ledger.clone(), receipt.confirmed_seq);
-        self.session.handle(Event::Receipt(receipt), Instant::now().into_std());
-        if self.session.ignored_receipts() > ignored {
-            warn!(
-                ledger,
-                seq,
-                "a receipt, or a part of it, is ignored: another ledger, or a record that was never sent"
-            );
-        } else if rejected > 0 {
-            warn!(seq, rejected, "billing has rejected records");
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     super::{
         link::Message,
         payload::{self, Response, StatusFacts},
-        session::{Part, Tag},
+        session::{Part, Resend, Tag},
     },
     Driver, Outgoing, PublisherState,
 };
@@ -44,9 +44,10 @@ impl Driver {
         match message {
             Outgoing::Response(response) => self.answer(&response),
             Outgoing::Replay { from, to } => {
-                if !self.session.replay(from, to) {
-                    warn!(seq = from, to, "nothing to replay, or too many replays are waiting");
+                if let refused @ (Resend::NeverSent(_) | Resend::Full) = self.session.replay(from, to) {
+                    warn!(seq = from, to, ?refused, "nothing to replay, or too many replays are waiting");
                 }
+                self.replays_taken += 1;
             }
         }
     }
@@ -193,7 +194,8 @@ impl Driver {
             self.session.own_refusal().map(|code| format!("the broker refuses status or answers: {code}"));
         let unheard = (self.connected && !self.unheard.is_empty())
             .then(|| format!("the broker refuses the subscription to {}", self.unheard.join(" and ")));
-        let warnings = self.warnings();
+        let mut warnings = self.warnings();
+        warnings.extend_from_slice(self.note_billing(now));
         let shown = PublisherState {
             connected: self.connected,
             since: Some(self.since.into_std()),
@@ -206,7 +208,8 @@ impl Driver {
             rejected: self.session.rejected().to_vec(),
             rejected_unlisted: self.session.rejected_unlisted(),
             awaiting_receipt_since: late,
-            replays_waiting: self.session.replays_waiting(),
+            replays: self.session.replays_waiting().cloned().collect(),
+            replays_taken: self.replays_taken,
             ignored_receipts: self.session.ignored_receipts(),
             warnings,
             last_turn: Some(now),

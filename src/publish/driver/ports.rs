@@ -2,7 +2,7 @@
 //!
 //! Values and channels only; nothing here waits, decides or knows the broker.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
@@ -82,8 +82,10 @@ pub struct PublisherState {
     pub rejected_unlisted: u64,
     /// Acknowledged records wait for a receipt since then, and that is longer than billing may take.
     pub awaiting_receipt_since: Option<std::time::Instant>,
-    /// Replays that wait for their turn.
-    pub replays_waiting: usize,
+    /// Replays that wait for their turn, as far as they were not sent yet.
+    pub replays: Vec<RangeInclusive<Seq>>,
+    /// Requests for replays that were taken out of the inbox since the start.
+    pub replays_taken: u64,
     /// Receipts that cannot be read, for another ledger or for records that were never sent.
     pub ignored_receipts: u64,
     /// What else is not well with the broker, its users or billing; in a fixed order.

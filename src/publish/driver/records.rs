@@ -20,10 +20,10 @@ const RECORDS_SCHEMA: &str = "meter-gateway/records/1";
 impl Driver {
     /// Reads one message's worth of records and hands it to the client.
     pub(super) async fn send(&mut self, tag: Tag) {
-        let (Tag::Records(range) | Tag::Replay(range)) = &tag else { return };
+        let (Tag::Records(range) | Tag::Again(_, range)) = &tag else { return };
         let (from, to) = (*range.start(), *range.end());
         let rebuilt = |to: Seq| match tag {
-            Tag::Replay(_) => Tag::Replay(from..=to),
+            Tag::Again(reason, _) => Tag::Again(reason, from..=to),
             _ => Tag::Records(from..=to),
         };
         let now = Instant::now().into_std();

@@ -44,7 +44,7 @@ fn send(s: &mut Session, pkid: u16, now: Instant) -> Tag {
 }
 
 fn receipt(confirmed_seq: Seq, rejected: Vec<Rejected>) -> Event {
-    Event::Receipt(Receipt { ledger: LEDGER.into(), confirmed_seq, rejected })
+    Event::Receipt(Receipt { ledger: LEDGER.into(), confirmed_seq, rejected, resend_from: None })
 }
 
 #[test]
@@ -209,24 +209,29 @@ fn thousands_of_rejections_are_counted_and_the_list_stays_short() {
     assert_eq!(s.confirmed_seq(), 90_000, "nothing waits for them");
 }
 
+fn replay(from: Seq) -> Tag {
+    Tag::Again(Reason::Replay, from..=from + 499)
+}
+
 #[test]
 fn refused_replays_keep_their_order_and_do_not_pile_up() {
     let now = Instant::now();
     let mut s = online(Confirm::Broker, 2_000, 2_000, 2_000, now);
-    assert!(s.replay(1, 2_000) && s.replay(10, 20));
-    assert_eq!(send(&mut s, 1, now), Tag::Replay(1..=500));
+    assert_eq!(s.replay(1, 2_000), Resend::Queued(1..=2_000));
+    assert_eq!(s.replay(10, 20), Resend::Merged);
+    assert_eq!(send(&mut s, 1, now), replay(1));
     s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
     for (pkid, from) in [(2, 501), (3, 1_001), (4, 1_501)] {
-        assert_eq!(send(&mut s, pkid, now), Tag::Replay(from..=from + 499));
+        assert_eq!(send(&mut s, pkid, now), replay(from));
     }
     for pkid in [3, 2, 4] {
         s.handle(Event::Acknowledged(pkid, Verdict::Failed("0x97".into())), now);
     }
-    assert_eq!(s.replays_waiting(), 2, "joined again");
+    assert!(s.replays_waiting().eq(&[501..=2_000]), "joined again");
     let later = now + Duration::from_secs(10);
-    assert_eq!(send(&mut s, 5, later), Tag::Replay(10..=20), "requests may change places");
+    assert_eq!(send(&mut s, 5, later), replay(501));
     s.handle(Event::Acknowledged(5, Verdict::Accepted), later);
-    for (pkid, from) in [(6, 501), (7, 1_001), (8, 1_501)] {
-        assert_eq!(send(&mut s, pkid, later), Tag::Replay(from..=from + 499));
+    for (pkid, from) in [(6, 1_001), (7, 1_501)] {
+        assert_eq!(send(&mut s, pkid, later), replay(from));
     }
 }

@@ -2,16 +2,13 @@
 //!
 //! Knows which packet id carries which records; when to connect, send or give up is decided in `session`.
 
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     super::link::Cause, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Part, Phase, Session, TAKEN_OVER_SHOWN, Tag,
     Verdict, resumed,
 };
-use crate::{config::Confirm, model::Seq};
+use crate::config::Confirm;
 
 /// A connection that lasted so long was a good one, even if nothing was to be sent.
 const GOOD_CONNECTION: Duration = Duration::from_secs(60);
@@ -59,11 +56,11 @@ impl Session {
         if verdict == Verdict::Accepted {
             self.size.accepted(bytes, now);
         }
-        if let Tag::Replay(range) = tag {
+        if let Tag::Again(reason, range) = tag {
             if verdict == Verdict::Accepted {
                 self.parked.resent(&range);
             } else {
-                self.give_back(range);
+                self.resends.give_back(reason, range);
             }
         }
         match verdict {
@@ -85,22 +82,6 @@ impl Session {
             }
         }
         self.settle();
-    }
-
-    /// A replay that was refused goes again, in its order, and joined: how it was cut must not fill the list. Requests may
-    /// change places.
-    fn give_back(&mut self, range: RangeInclusive<Seq>) {
-        let (from, mut to) = range.into_inner();
-        let at = self.replays.iter().position(|r| *r.start() > from).unwrap_or(self.replays.len());
-        if self.replays.get(at).is_some_and(|next| *next.start() == to + 1)
-            && let Some(next) = self.replays.remove(at)
-        {
-            to = *next.end();
-        }
-        match at.checked_sub(1).and_then(|before| self.replays.get_mut(before)) {
-            Some(before) if *before.end() + 1 == from => *before = *before.start()..=to,
-            _ => self.replays.insert(at, from..=to),
-        }
     }
 
     fn refused(&mut self, now: Instant) {
@@ -157,6 +138,7 @@ impl Session {
             self.taken_over = 0;
         }
         self.owed.offline(now);
+        self.progress.offline();
         let unexplained = matches!(cause, Cause::Closed | Cause::TooLarge);
         // Most brokers take messages in their order; but acknowledgements may be lost with the connection.
         let beyond = self.records_in_flight().find(|o| self.size.is_beyond(o.bytes));
@@ -180,10 +162,10 @@ impl Session {
         self.parts.lost(cause, good, now);
         self.pace.lost();
         for message in std::mem::take(&mut self.outstanding).into_iter().rev() {
-            if let Tag::Replay(range) = message.tag
+            if let Tag::Again(reason, range) = message.tag
                 && message.verdict.is_none()
             {
-                self.give_back(range);
+                self.resends.give_back(reason, range);
             }
         }
         // A connection that was lost within the overlap goes on where it was, so that short ones make progress too.
@@ -192,6 +174,7 @@ impl Session {
         }
         if self.confirm == Confirm::Billing {
             self.reached = resumed(self.confirm, self.acknowledged, self.confirmed);
+            self.resends.filled_from(self.reached + 1);
         }
         self.recent.clear();
         self.next = self.reached + 1;

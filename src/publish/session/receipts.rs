@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     super::payload::{Receipt, Rejected},
-    Session,
+    Resend, Session,
 };
 use crate::{config::Confirm, model::Seq};
 
@@ -95,6 +95,10 @@ impl Owed {
         self.away = Duration::ZERO;
     }
 
+    pub(super) fn waited_for(&self, time: Duration, now: Instant) -> bool {
+        self.waited(now).is_some_and(|(_, waited)| waited >= time)
+    }
+
     fn waited(&self, now: Instant) -> Option<(Instant, Duration)> {
         let since = self.since?;
         let until = self.offline_from.unwrap_or(now);
@@ -142,7 +146,7 @@ impl Session {
         (waited >= RECEIPT_PATIENCE).then_some(since)
     }
 
-    pub(super) fn receipt(&mut self, receipt: Receipt) {
+    pub(super) fn receipt(&mut self, receipt: Receipt, now: Instant) {
         if receipt.ledger != self.ledger || receipt.confirmed_seq > self.highest_sent {
             self.ignored_receipts += 1;
             return;
@@ -167,6 +171,13 @@ impl Session {
             self.next = self.next.max(self.confirmed + 1);
             self.settle();
         }
+        self.heard_receipt(receipt.confirmed_seq, now);
+        self.resend = receipt.resend_from.and_then(Result::ok).map(|from| self.resend_from(from, now));
+    }
+
+    /// What became of the last receipt's request to send records again.
+    pub fn take_resend(&mut self) -> Option<Resend> {
+        self.resend.take()
     }
 
     /// A receipt that could not even be read.

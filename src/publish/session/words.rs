@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     super::{link::Cause, payload::Receipt},
-    ACKNOWLEDGE_LIMIT, CONNECT_LIMIT, Part,
+    ACKNOWLEDGE_LIMIT, CONNECT_LIMIT, Part, Reason,
 };
 use crate::{ledger::Cursor, model::Seq};
 
@@ -18,8 +18,8 @@ use crate::{ledger::Cursor, model::Seq};
 pub enum Tag {
     /// These records, for the first time or again from the cursor.
     Records(RangeInclusive<Seq>),
-    /// These records once more, because somebody asked. Moves no cursor.
-    Replay(RangeInclusive<Seq>),
+    /// These records once more. Moves no cursor.
+    Again(Reason, RangeInclusive<Seq>),
     /// Status, inventory, response.
     Own(Part),
 }
