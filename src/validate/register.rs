@@ -43,8 +43,8 @@ const ROUNDING_STEPS: u64 = 2;
 const FLOAT_MILLIONTHS: u64 = 100;
 /// Yet no more than the register counts in so many seconds at its rating: beyond that it is worth money.
 const FLOAT_SECS: u64 = 10;
-/// Rises after which a register that fell is believed, and one that leapt has not been wrong: two hours at a quarter of an hour. A meter that has not loaded its
-/// register yet after power-up stands still, or is through within seconds.
+/// Rises after which a register that fell is believed, and one that leapt has not been wrong: two hours at a quarter of an
+/// hour. A meter that has not loaded its register yet after power-up stands still, or is through within seconds.
 const PROVING_RISES: u32 = 8;
 
 impl Limits {
