@@ -5,6 +5,8 @@
 
 #[path = "common/consumer.rs"]
 mod consumer;
+#[path = "common/gateway.rs"]
+mod gateway;
 #[allow(dead_code)] // of its brokers, only the one with an access list
 #[path = "common/mosquitto.rs"]
 mod mosquitto;
@@ -12,17 +14,22 @@ mod mosquitto;
 mod python;
 
 use std::{
+    fmt::Write as _,
     fs::{self, OpenOptions},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use consumer::Consumer;
+use consumer::{Consumer, PATIENCE};
+use gateway::Gateway;
 use meter_gateway::{
+    config,
     ledger::chain::seal,
     model::{ClockState, Draft, GENESIS, RecordType},
+    sim::{SimClock, SimSite},
 };
 use mosquitto::Mosquitto;
 use serde_json::{Map, Value, json};
@@ -107,6 +114,28 @@ impl Billing {
     fn last(&self, ledger: &str) -> u64 {
         let rows = self.rows(&format!("select last from ledger where id = '{ledger}'"));
         rows.first().and_then(|row| row[0].as_u64()).unwrap_or(0)
+    }
+
+    fn until(&mut self, ledger: &str, seq: u64, gateway: &Gateway) {
+        let deadline = Instant::now() + PATIENCE;
+        // The tables are made when it starts.
+        while !self.log().contains("connected") || self.last(ledger) < seq {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "waiting for record {seq}, has {}: {ended:?}\n{}\n{}",
+                self.last(ledger),
+                self.log(),
+                gateway.log()
+            );
+            sleep(LOOK);
+        }
+    }
+
+    /// The lines of a ledger, as they were hashed.
+    fn lines(&self, ledger: &str) -> Vec<u8> {
+        let rows = self.rows(&format!("select line from record where ledger = '{ledger}' order by seq"));
+        rows.iter().flat_map(|row| format!("{}\n", row[0].as_str().unwrap()).into_bytes()).collect()
     }
 }
 
@@ -219,4 +248,106 @@ async fn it_takes_what_is_next_asks_for_what_is_missing_and_stops_at_what_is_alt
     assert_eq!(ended.code(), Some(1), "{}", billing.log());
     assert!(billing.log().contains("record 5: its content does not have the hash"), "{}", billing.log());
     assert_eq!(billing.last("l2"), 4);
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A gateway with meters that are read as fast as they answer.
+fn site(broker: &Mosquitto, confirm: &str) -> (Gateway, SimSite) {
+    let mut rest = format!(
+        "confirm = \"{confirm}\"\nusername = \"gw-01\"\npassword_file = \"{}\"\n",
+        broker.dir.path().join("password").display()
+    );
+    // Each line does some ten readings a second.
+    for line in 1..=8 {
+        let port = free_port();
+        write!(rest, "[[bus]]\nid = \"line-{line}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{port}\"\n")
+            .unwrap();
+        let meter = format!("id = \"E-{line}\"\nbus = \"line-{line}\"\naddress = \"1\"");
+        write!(rest, "[[meter]]\n{meter}\nprofile = \"eastron-sdm120\"\n").unwrap();
+    }
+    let gateway = Gateway::configured(broker.port, 0, &rest);
+    let settings = config::load(&gateway.config(), []).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let site = SimSite::from_settings(&settings, 1, &SimClock::default()).unwrap();
+    (gateway, site)
+}
+
+/// Kills consumer, broker and gateway, and makes a gap that no acknowledgement tells of: while the consumer is away, the
+/// broker forgets its session, and another subscriber makes the records count as delivered.
+async fn whatever_dies(confirm: &str, version: &str) {
+    let mut broker = broker();
+    let (mut gateway, _site) = site(&broker, confirm);
+    let mut other =
+        Consumer::start(broker.port, "metering/v1/riverside/gw-01/records", Some(("dashboard", "s3cret")))
+            .await;
+    let mut billing = Billing::new(&broker);
+    billing.start(version, &[], None);
+    gateway.start();
+    let ledger = gateway.get("/api/v1/status")["ledger"].as_str().unwrap().to_owned();
+    billing.until(&ledger, 100, &gateway);
+
+    billing.kill();
+    let seq = gateway.stored() + 100;
+    gateway.until("reads on without a consumer", |status| status["store"]["last_seq"].as_u64() > Some(seq));
+    billing.start(version, &[], None);
+    billing.until(&ledger, seq, &gateway);
+
+    broker.kill();
+    let seq = gateway.stored() + 100;
+    gateway.until("reads on without a broker", |status| status["store"]["last_seq"].as_u64() > Some(seq));
+    broker.start();
+    billing.until(&ledger, seq, &gateway);
+
+    billing.kill();
+    broker.kill();
+    broker.start();
+    while other.messages.try_recv().is_ok() {}
+    let mut messages = 0;
+    while messages < 100 {
+        other.next("records").await; // more than a new connection sends again by itself
+        messages += 1;
+    }
+    let before = billing.last(&ledger);
+    let seq = gateway.stored();
+    gateway.until("the broker has them", |status| status["store"]["acknowledged_seq"].as_u64() >= Some(seq));
+    gateway.kill();
+    gateway.start();
+    billing.start(version, &[], None);
+    billing.until(&ledger, seq + 50, &gateway);
+    assert!(seq > before + 100, "there was no gap");
+
+    ends_complete(&mut gateway, &mut billing, &ledger);
+
+    // The end of the ledger is lost: another one begins.
+    gateway.terminate();
+    fs::remove_file(gateway.path("data/ledger/ledger.json")).unwrap();
+    gateway.start();
+    let next = gateway.get("/api/v1/status")["ledger"].as_str().unwrap().to_owned();
+    assert_ne!(next, ledger);
+    billing.until(&next, 50, &gateway);
+    ends_complete(&mut gateway, &mut billing, &next);
+    assert_eq!(billing.rows("select count(*) from ledger"), [[json!(2)]]);
+}
+
+/// What the gateway stores at its very end goes out at its next start.
+fn ends_complete(gateway: &mut Gateway, billing: &mut Billing, ledger: &str) {
+    let (status, took) = gateway.terminate();
+    assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
+    let exported = gateway.cli(&["ledger", "export"]).stdout;
+    let count = exported.split(|byte| *byte == b'\n').count() as u64 - 1;
+    gateway.start();
+    billing.until(ledger, count, gateway);
+    assert!(billing.lines(ledger).starts_with(&exported), "billing has the ledger, byte for byte");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_dies_billing_has_every_record_where_the_brokers_word_is_enough() {
+    whatever_dies("broker", "5").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_dies_billing_has_every_record_where_it_confirms_itself() {
+    whatever_dies("billing", "3.1.1").await;
 }
