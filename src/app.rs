@@ -15,7 +15,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use chrono::TimeDelta;
 use rustix::fs::Mode;
 use tokio::{
@@ -130,11 +129,12 @@ async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
 
 /// Makes the data directory, readable by its owner only.
 pub fn make_data_dir(dir: &Path) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
-        format!(
-            "{}: the data directory cannot be made\n  hint: [gateway] data_dir must be writable by this user",
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        let text = format!(
+            "{}: the data directory cannot be made: {error}\n  hint: [gateway] data_dir must be writable by this user",
             dir.display()
-        )
+        );
+        std::io::Error::new(error.kind(), text).into()
     })
 }
 

@@ -243,3 +243,77 @@ fn published_frames_are_framed_checked_and_decoded() {
         }
     }
 }
+
+/// A profile with so many registers and other points, whose names are as long as they may be.
+fn profile_of(registers: usize, others: usize) -> String {
+    let head = "id = \"wide\"\nmanufacturer = \"a\"\nmodel = \"b\"\nmedium = \"electricity\"\nprotocol = \"modbus\"\n\
+                source = \"c\"\nverification = \"d\"\nmax_words = 100\nturnaround_ms = 50\n";
+    let point = |n: usize, name: String, more: &str| {
+        format!(
+            "[[point]]\nname = \"{name}\"\ntable = \"holding\"\naddress = {}\nkind = \"u64\"\norder = \"ABCDEFGH\"\nsource = \"e\"\n{more}",
+            n * 4
+        )
+    };
+    let counts = "unit = \"kvarh\"\ndigits = 18\ndecimals = 2\nmax_per_hour = \"100000\"\n";
+    let rows = (0..registers + others).map(|n| match n {
+        n if n < registers => point(n, format!("energy_reactive_{n:0>26}_total"), counts),
+        n => point(n, format!("voltage_{n:0>40}"), "unit = \"V\"\n"),
+    });
+    format!("{head}{}", rows.collect::<Vec<_>>().concat())
+}
+
+/// The largest record that the pipeline makes of a profile fits the ledger, and what may not fit is a fault.
+#[tokio::test]
+async fn the_record_of_a_profile_fits_the_ledger_or_the_profile_is_refused() {
+    use meter_gateway::{
+        ledger::{Ledger as _, MemoryLedger, chain::MAX_LINE},
+        model::{ClockState, Dec, Draft, Origin, PointValue, Reading, Utc, Verdict},
+        profile::{MAX_RECORD_BYTES, load},
+    };
+    use serde_json::json;
+
+    assert_eq!(MAX_RECORD_BYTES, MAX_LINE);
+    for (registers, others) in [(48, 0), (0, 280), (20, 150)] {
+        let profile =
+            load(&profile_of(registers, others), "wide.toml").unwrap_or_else(|faults| panic!("{faults:?}"));
+        let digits: Dec = "1844674407370955161.5".parse().unwrap();
+        let look =
+            json!({"value": digits, "raw": "0xFFFFFFFFFFFFFFFF", "taken_at": "2026-11-01T00:00:00.000Z"});
+        let evidence = json!({
+            "rule": "counts_down_and_up_again", "previous": look, "allowed": "1844674407370955161.5", "first": look,
+            "second": look, "believed": {"value": digits, "since": "2026-11-01T00:00:00.000Z", "held": look, "least": digits},
+        });
+        let values = profile.points.iter().map(|point| {
+            let value = PointValue {
+                value: Some(digits),
+                unit: point.unit,
+                raw: Some("0xFFFFFFFFFFFFFFFF".into()),
+                multiplier: Some("123456789012345678901234.5678".parse().unwrap()),
+                reason: None,
+                set: None,
+            };
+            (point.name.clone(), value)
+        });
+        let surprising = profile.points.iter().filter(|point| point.register.is_some());
+        let reading = Reading {
+            meter: "M".repeat(64).parse().unwrap(),
+            medium: profile.medium,
+            scheduled_at: Utc::UNIX_EPOCH,
+            taken_at: Some(Utc::UNIX_EPOCH),
+            origin: Origin::Measured,
+            verdict: Verdict::Suspect,
+            flags: (0..20).map(|n| format!("a_flag_of_some_rule_{n}")).collect(),
+            values: values.collect(),
+            evidence: surprising.map(|point| (point.name.to_string(), evidence.clone())).collect(),
+        };
+        let ledger = MemoryLedger::new("0123456789abcdef0123456789abcdef");
+        let draft = Draft::reading(&reading, Utc::UNIX_EPOCH, ClockState::Unsynced);
+        ledger.append(vec![draft]).await.unwrap();
+        let bytes = ledger.read(1, 1, 1_000_000).unwrap().remove(0).bytes.len();
+        assert!(bytes <= meter_gateway::profile::largest_record(&profile.points), "{bytes}");
+    }
+    for (registers, others) in [(60, 0), (0, 400), (1001, 0)] {
+        let faults = load(&profile_of(registers, others), "wide.toml").unwrap_err();
+        assert_eq!((faults.len(), faults[0].place.as_str()), (1, "point"), "{faults:?}");
+    }
+}

@@ -36,7 +36,7 @@ pub async fn backup(target: &Target, to: &Path, by: Option<String>) -> anyhow::R
         }
         None => None,
     };
-    let dir = target.dir();
+    let dir = target.recorded()?;
     let bar = bar()?;
     let mut progress = |done, total| {
         bar.set_length(total);

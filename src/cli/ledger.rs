@@ -116,13 +116,16 @@ pub async fn run(
                         Err(error) => return no(format!("{}: {error}", path.display())),
                     };
                     let mut file = std::io::BufWriter::new(file);
-                    let report = export(target.dir(), from, to, &mut file)?;
+                    let report = export(target.recorded()?, from, to, &mut file)?;
                     file.flush()?;
                     report
                 }
-                None => {
-                    export(target.dir(), from, to, &mut std::io::BufWriter::new(std::io::stdout().lock()))?
-                }
+                None => export(
+                    target.recorded()?,
+                    from,
+                    to,
+                    &mut std::io::BufWriter::new(std::io::stdout().lock()),
+                )?,
             };
             eprintln!("{} records exported", report.records);
             if !report.faults.is_empty() {
@@ -170,9 +173,10 @@ fn verify(
         bar.set_length(total);
         bar.set_position(done);
     };
-    let report = audit_with(&RealDisk, target.dir(), from, to, &mut progress, &mut |verified, line| {
-        Ok(signatures.then(|| proof.record(verified, line).err()).flatten().map(|f| f.to_string()))
-    })?;
+    let report =
+        audit_with(&RealDisk, target.recorded()?, from, to, &mut progress, &mut |verified, line| {
+            Ok(signatures.then(|| proof.record(verified, line).err()).flatten().map(|f| f.to_string()))
+        })?;
     bar.finish_and_clear();
     if json {
         println!(

@@ -26,7 +26,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use self::target::Target;
 use crate::{
     config::{Fault, Settings},
-    model::{Asker, MeterId, PointName, Seq, User, Utc, Via},
+    ledger::LedgerError,
+    model::{Asker, MeterId, PointName, Seq, User, Utc, Via, printable},
     telemetry::{LogFormat, start_logs},
 };
 
@@ -191,14 +192,47 @@ pub fn main() -> ExitCode {
                 print_faults(faults);
                 return ExitCode::from(CONFIGURATION);
             }
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable(&format!("{error:#}")));
             ExitCode::from(match () {
-                () if error.is::<No>() => NO,
+                () if error.is::<No>() || is_of_the_place(&error) => NO,
                 () if error.is::<WrongUsage>() => WRONG_USAGE,
                 () => OWN_FAULT,
             })
         }
     }
+}
+
+/// Whether a person can mend it where the program was started: a path that is not there or not ours, a full disk. Not a
+/// fault of the program.
+fn is_of_the_place(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    let io = |error: &std::io::Error| {
+        matches!(
+            error.kind(),
+            Kind::NotFound
+                | Kind::PermissionDenied
+                | Kind::AlreadyExists
+                | Kind::NotADirectory
+                | Kind::IsADirectory
+                | Kind::DirectoryNotEmpty
+                | Kind::ReadOnlyFilesystem
+                | Kind::StorageFull
+                | Kind::QuotaExceeded
+                | Kind::FileTooLarge
+                | Kind::InvalidFilename
+                | Kind::InvalidInput
+                | Kind::AddrInUse
+                | Kind::AddrNotAvailable
+        )
+    };
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(io)
+            || match cause.downcast_ref() {
+                Some(LedgerError::Io { error, .. }) => io(error),
+                Some(LedgerError::Busy { .. } | LedgerError::Full { .. }) => true,
+                _ => false,
+            }
+    })
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

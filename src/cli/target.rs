@@ -67,6 +67,18 @@ impl Target {
         &self.dir
     }
 
+    /// The same, for what makes no sense before anything was recorded.
+    pub fn recorded(&self) -> anyhow::Result<&Path> {
+        let dir = self.dir();
+        match std::fs::metadata(dir.join("ledger")) {
+            Ok(_) => Ok(dir),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                no(format!("{}: nothing has been recorded here yet", dir.display()))
+            }
+            Err(error) => no(format!("{}: {error}", dir.join("ledger").display())),
+        }
+    }
+
     /// The running gateway; `None` when none runs here. Says on standard error where it and the file differ.
     pub async fn running(&self) -> anyhow::Result<Option<Running>> {
         let Some(mut daemon) = Daemon::connect(&self.dir).await? else { return Ok(None) };
@@ -80,10 +92,7 @@ impl Target {
         if let Some(running) = self.running().await? {
             return Ok(Source::Gateway(running));
         }
-        let dir = self.dir();
-        if !dir.join("ledger").exists() {
-            return no(format!("{}: nothing has been recorded here yet", dir.display()));
-        }
+        let dir = self.recorded()?;
         if let Some(owner) = foreign_owner(dir) {
             return no(format!(
                 "{}: no daemon runs, and the store belongs to user {owner}\n  hint: start the daemon, or run this as that user",

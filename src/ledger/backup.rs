@@ -54,7 +54,7 @@ pub struct Restored {
 }
 
 fn refused(path: &Path, detail: &str) -> LedgerError {
-    io_error(path)(io::Error::other(detail.to_owned()))
+    io_error(path)(io::Error::new(io::ErrorKind::InvalidInput, detail.to_owned()))
 }
 
 /// Copies the ledger of `data_dir` up to `to` (the last record that is known to be durable; all whole ones when

@@ -7,17 +7,20 @@ use std::{fmt, time::Duration};
 use toml::{Table as Toml, Value};
 
 use super::{
-    Cell, Point, Profile, Protocol, SerialPoint,
+    Kind, MAX_RECORD_BYTES, Point, Profile, Protocol, SerialPoint, largest_record,
     section::{Faults, Section, is_bits, is_float},
     syntax::{SyntaxError, syntax_errors},
 };
 use crate::{
     model::{Medium, PointName, Unit},
-    protocol::modbus::MAX_WORDS,
+    protocol::modbus::{MAX_WORDS, Table},
 };
 
 /// Longest time a meter may be given to think, in ms: beyond it a bus would stand still for one meter.
 const MAX_TURNAROUND_MS: i64 = 10_000;
+
+/// Points of one profile: each is compared with each, and a record holds fewer.
+const MAX_POINTS: usize = 1000;
 
 const TOP_KEYS: &[&str] = &[
     "id",
@@ -125,6 +128,20 @@ fn profile(toml: &Toml, faults: &mut Faults) -> Option<Profile> {
     let even_words = top.flag("even_words");
     let limit = max_words.and_then(|n| u16::try_from(n).ok());
     let points = points(toml, limit, even_words.unwrap_or(false), faults);
+    if let Some(points) = &points {
+        let bytes = largest_record(points);
+        if bytes > MAX_RECORD_BYTES {
+            let message = format!(
+                "a record of these {} points may have {bytes} bytes, the ledger takes {MAX_RECORD_BYTES}: it would be refused",
+                points.len()
+            );
+            faults.add(
+                "point",
+                &message,
+                Some("leave out points that nobody uses, or split the profile in two"),
+            );
+        }
+    }
     let serial = match toml.get("serial") {
         None => Some(None),
         Some(Value::Table(table)) => serial(table, limit, faults).map(Some),
@@ -158,31 +175,43 @@ fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> O
     if rows.is_empty() {
         faults.add("point", "a profile needs at least one point", Some("write [[point]] tables"));
     }
-    let mut points: Vec<(usize, Point)> = Vec::new();
+    if rows.len() > MAX_POINTS {
+        faults.add("point", &format!("{} points, expected at most {MAX_POINTS}", rows.len()), None);
+        return None;
+    }
+    let mut points: Vec<Point> = Vec::new();
     for (row, number) in rows.iter().zip(1..) {
         let place = format!("point[{number}]");
         match row {
             Value::Table(table) => {
-                points.extend(point(table, &place, limit, even, faults).map(|p| (number, p)));
+                points.extend(point(table, &place, limit, even, faults));
             }
             other => faults.add(&place, &format!("expected a table, not {}", other.type_str()), None),
         }
     }
-    for (at, (number, point)) in points.iter().enumerate() {
-        for (earlier, other) in points.iter().take(at) {
-            if point.name == other.name {
-                let message = format!("{} is already point[{earlier}]", point.name);
+    twice(rows, faults);
+    Some(points)
+}
+
+/// Names and words that stand there twice, also in rows that are faulty otherwise.
+fn twice(rows: &[Value], faults: &mut Faults) {
+    let rows: Vec<(usize, &str, Option<Words>)> = (1..)
+        .zip(rows)
+        .map(|(number, row)| {
+            (number, row.get("name").and_then(Value::as_str).unwrap_or_default(), words(row))
+        })
+        .collect();
+    for (at, (number, name, words)) in rows.iter().enumerate() {
+        for (earlier, other_name, other_words) in rows.iter().take(at) {
+            if name == other_name && !name.is_empty() {
+                let message = format!("{name} is already point[{earlier}]");
                 faults.add(&format!("point[{number}].name"), &message, None);
             }
-            if overlap(&point.cell, &other.cell) {
+            let (Some(here), Some(there)) = (words, other_words) else { continue };
+            if here.overlap(there) {
                 let message = format!(
-                    "{} and {} (point[{earlier}]) share words of one table: {} words from {:#06X}, {} from {:#06X}",
-                    point.name,
-                    other.name,
-                    point.cell.encoding.kind.words(),
-                    point.cell.address,
-                    other.cell.encoding.kind.words(),
-                    other.cell.address,
+                    "{name} and {other_name} (point[{earlier}]) share words of one table: {} words from {:#06X}, {} from {:#06X}",
+                    here.count, here.first, there.count, there.first,
                 );
                 faults.add(
                     &format!("point[{number}].address"),
@@ -192,7 +221,28 @@ fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> O
             }
         }
     }
-    Some(points.into_iter().map(|(_, point)| point).collect())
+}
+
+/// Where the words of a row are.
+struct Words {
+    table: Table,
+    first: i64,
+    count: i64,
+}
+
+impl Words {
+    fn overlap(&self, other: &Words) -> bool {
+        self.table == other.table
+            && self.first < other.first + other.count
+            && other.first < self.first + self.count
+    }
+}
+
+fn words(row: &Value) -> Option<Words> {
+    let table = row.get("table")?.clone().try_into().ok()?;
+    let kind: Kind = row.get("kind")?.clone().try_into().ok()?;
+    let first = row.get("address")?.as_integer().filter(|first| (0..=0xFFFF).contains(first))?;
+    Some(Words { table, first, count: kind.words().into() })
 }
 
 fn point(toml: &Toml, place: &str, limit: Option<u16>, even: bool, faults: &mut Faults) -> Option<Point> {
@@ -245,11 +295,6 @@ fn is_cumulative(name: &str, unit: Unit) -> bool {
     let rate =
         matches!(name, "energy_import_t1" | "energy_import_t2" | "energy_import_t3" | "energy_import_t4");
     amount && (name.ends_with("_total") || rate)
-}
-
-fn overlap(a: &Cell, b: &Cell) -> bool {
-    let end = |cell: &Cell| u32::from(cell.address) + u32::from(cell.encoding.kind.words());
-    a.table == b.table && u32::from(a.address) < end(b) && u32::from(b.address) < end(a)
 }
 
 #[cfg(test)]
@@ -440,6 +485,20 @@ source = "row 33"
             );
             let profile = load(&text, "acme-one.toml").unwrap_or_else(|faults| panic!("{row}: {faults:?}"));
             assert_eq!(profile.points[0].register.unwrap().capacity.to_string(), expected, "{row}");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_faulty_otherwise_are_still_compared() {
+        let broken = GOOD.replacen("order = \"CDAB\"", "order = \"CDA\"", 1).replacen(
+            "name = \"meter_status\"\ntable = \"holding\"\naddress = 20",
+            "name = \"volume_total\"\ntable = \"holding\"\naddress = 8",
+            1,
+        );
+        let faults = load(&broken, "acme-one.toml").unwrap_err();
+        let places: Vec<_> = faults.iter().map(|f| f.place.as_str()).collect();
+        for place in ["point[1].order", "point[2].name", "point[2].address"] {
+            assert!(places.contains(&place), "{places:?}");
         }
     }
 

@@ -10,12 +10,14 @@ mod load;
 mod order;
 mod plan;
 mod section;
+mod size;
 mod syntax;
 
 pub use catalogue::Catalogue;
 pub use decode::{Decoded, decode, encode};
 pub use load::{ProfileFault, load};
 pub use plan::{Planned, plan, serial_read, split, words_of};
+pub use size::{MAX_RECORD_BYTES, largest_record};
 pub use syntax::{SyntaxError, syntax_errors};
 
 use std::{sync::Arc, time::Duration};
