@@ -6,6 +6,7 @@
 mod buses;
 mod cell;
 mod console;
+pub mod credentials;
 mod encoding;
 mod endpoint;
 mod essentials;

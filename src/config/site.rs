@@ -3,7 +3,6 @@
 //! Each function notes what is wrong and returns what can stand in for it, so that the rest is still checked.
 
 use std::{
-    io,
     net::Ipv6Addr,
     path::{Path, PathBuf},
 };
@@ -13,8 +12,8 @@ use chrono_tz::Tz;
 
 use super::{
     Billing, Confirm, Gateway, Mqtt, MqttVersion, ReadingRules, Site, Tls,
+    credentials::CredentialError,
     endpoint::{host_in_brackets, port_number, split_port},
-    file::read_file,
     rights,
     section::Section,
     timezone::timezone,
@@ -295,51 +294,33 @@ fn broker(url: &str) -> Result<(bool, String, u16), (String, &'static str)> {
 fn password(section: &Section, base: &Path, name: &str, credentials: Option<&Path>) -> PathBuf {
     let file = base.join(name);
     let credential = credentials.zip(file.file_name()).map(|(dir, name)| dir.join(name));
-    if let Some(credential) = credential.filter(|path| path.is_file()) {
-        return credential;
+    let credential = credential.filter(|path| path.is_file());
+    if credential.is_none() {
+        rights::secret(section, "password_file", &file);
     }
-    let problem = match read_file(&file) {
-        Ok(bytes) if bytes.is_empty() => Some("empty".to_owned()),
-        Ok(_) => None,
-        Err(error) => Some(error.to_string()),
-    };
-    rights::secret(section, "password_file", &file);
-    if let Some(problem) = problem {
-        section.fault(
-            "password_file",
-            format!("cannot read {}: {problem}", file.display()),
-            Some("write the password alone into it, readable for the service's user only".into()),
-        );
+    let file = credential.unwrap_or(file);
+    if let Err(error) = super::credentials::password(&file) {
+        unusable(section, &error);
     }
     file
 }
 
+fn unusable(section: &Section, error: &CredentialError) {
+    let message = format!("cannot use {}: {}", error.path, error.detail);
+    section.fault(error.key, message, Some(error.hint.to_owned()));
+}
+
 fn tls(section: &Section, base: &Path, secure: Option<bool>) -> Option<Tls> {
     const KEYS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
-    let pem = |key: &str, marker: &str| {
-        let path = base.join(section.path(key)?);
-        let problem = match read_file(&path) {
-            Ok(bytes) if String::from_utf8_lossy(&bytes).contains(marker) => None,
-            Ok(_) => Some(io::Error::other(format!("expected PEM with {marker:?}"))),
-            Err(error) => Some(error),
-        };
-        if let Some(problem) = problem {
-            section.fault(
-                key,
-                format!("cannot use {}: {problem}", path.display()),
-                Some("paths are relative to the configuration file; check name, rights and format".into()),
-            );
-        }
-        Some(path)
-    };
     let [ca, cert, key] = KEYS;
-    let tls = Tls {
-        ca_file: pem(ca, "BEGIN CERTIFICATE"),
-        cert_file: pem(cert, "BEGIN CERTIFICATE"),
-        key_file: pem(key, "PRIVATE KEY"),
-    };
+    let file = |key: &str| Some(base.join(section.path(key)?));
+    let tls = Tls { ca_file: file(ca), cert_file: file(cert), key_file: file(key) };
     if let Some(file) = &tls.key_file {
         rights::secret(section, key, file);
+    }
+    let faults = super::credentials::tls_files(&tls).err().unwrap_or_default();
+    for error in faults.iter().filter(|error| secure == Some(true) || section.has(error.key)) {
+        unusable(section, error);
     }
     for (given, other) in [(cert, key), (key, cert)] {
         if section.has(given) && !section.has(other) {

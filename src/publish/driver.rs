@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    credentials::{self, CredentialError},
+    credentials::{self, OfferError},
     link::{Broker, Cause, Failure, Link, LinkEvent, Message, Offer},
     session::{Action, Event, Part, Session, Tag},
     standing::Standing,
@@ -99,6 +99,8 @@ struct Driver {
     last_described: Option<String>,
     /// What is left out because connections end over it, as it was last logged.
     left_out: Vec<Part>,
+    /// What the broker refuses besides records, as it was last logged.
+    own_refused: Vec<String>,
     records_first: bool,
     taken_over: bool,
     /// The broker keeps retained messages.
@@ -159,6 +161,7 @@ impl Driver {
             asked: VecDeque::new(),
             last_described: None,
             left_out: Vec::new(),
+            own_refused: Vec::new(),
             records_first: false,
             taken_over: false,
             retain: true,
@@ -266,8 +269,10 @@ impl Driver {
         }
     }
 
-    fn offer(&mut self) -> Result<Offer, CredentialError> {
-        let tls = self.settings.tls.as_ref().map(credentials::client_config).transpose()?;
+    fn offer(&mut self) -> Result<Offer, OfferError> {
+        let clock_trusted = self.status.borrow().get("clock").is_none_or(|clock| clock != "unsynced");
+        let tls = self.settings.tls.as_ref();
+        let tls = tls.map(|tls| credentials::client_config(tls, clock_trusted)).transpose()?;
         let password = match &self.settings.password_file {
             Some(file) => {
                 let dir = std::env::var_os(CREDENTIALS_DIRECTORY).map(PathBuf::from);

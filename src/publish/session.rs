@@ -21,7 +21,7 @@ pub use resend::{MAX_REPLAYS, Reason, Resend};
 pub use words::{Action, Event, Fault, Tag, Verdict};
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
@@ -126,8 +126,8 @@ pub struct Session {
     parked: Parked,
     ignored_receipts: u64,
     owed: Owed,
-    /// Why the broker refuses a message that is not of records.
-    own_refusal: Option<String>,
+    /// What the broker refuses that is not of records, and why.
+    own_refusals: BTreeMap<Part, String>,
     size: MessageSize,
     pace: Pace,
     parts: Parts,
@@ -194,7 +194,7 @@ impl Session {
             parked: Parked::default(),
             ignored_receipts: 0,
             owed: Owed::new(now),
-            own_refusal: None,
+            own_refusals: BTreeMap::new(),
             size: MessageSize::default(),
             pace: Pace::default(),
             parts: Parts::default(),
@@ -422,9 +422,9 @@ impl Session {
         self.last_refusal.as_deref()
     }
 
-    /// The failure code of the last message that was not of records; none once the broker took one again.
-    pub fn own_refusal(&self) -> Option<&str> {
-        self.own_refusal.as_deref()
+    /// The failure code of the last message of each part, unless the broker took it.
+    pub fn own_refusals(&self) -> impl Iterator<Item = (Part, &str)> {
+        self.own_refusals.iter().map(|(part, code)| (*part, code.as_str()))
     }
 
     /// How many bytes of `limit` a message of records should have: fewer, where larger ones end the connection or the line is

@@ -190,8 +190,7 @@ impl Driver {
                 info!("the broker takes records again");
             }
         }
-        let own =
-            self.session.own_refusal().map(|code| format!("the broker refuses status or answers: {code}"));
+        let own = self.own_refusals().into_iter().next();
         let unheard = (self.connected && !self.unheard.is_empty())
             .then(|| format!("the broker refuses the subscription to {}", self.unheard.join(" and ")));
         let mut warnings = self.warnings();
@@ -220,6 +219,14 @@ impl Driver {
             *state = shown;
             differs
         });
+    }
+
+    /// What the broker refuses besides records, with the topic.
+    fn own_refusals(&self) -> Vec<String> {
+        let refusals = self.session.own_refusals();
+        refusals
+            .map(|(part, code)| format!("the broker refuses messages on {}: {code}", self.topic(part)))
+            .collect()
     }
 
     pub(super) fn keeps_retained(&mut self, retain: bool) {
@@ -263,6 +270,12 @@ impl Driver {
             info!(topic = self.topic(*part), "the topic that was left out is used again");
         }
         self.left_out = left_out;
+        let refused = self.own_refusals();
+        for error in refused.iter().filter(|error| !self.own_refused.contains(error)) {
+            warn!(error, "a message is not taken\n  hint: allow it in the broker's access list");
+        }
+        warnings.extend(refused.iter().map(|text| Warning { code: "broker_refuses", text: text.clone() }));
+        self.own_refused = refused;
         let records_first = self.connected && self.session.records_first();
         if records_first && !self.records_first {
             warn!("connections to the broker end over something other than records; records go first");

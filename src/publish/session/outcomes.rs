@@ -45,9 +45,9 @@ impl Session {
         }
         if let Tag::Own(part) = tag {
             self.parts.answered(part);
-            self.own_refusal = match verdict {
-                Verdict::Failed(code) => Some(code),
-                _ => None,
+            match verdict {
+                Verdict::Failed(code) => self.own_refusals.insert(part, code),
+                _ => self.own_refusals.remove(&part),
             };
             self.settle();
             return;
