@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::{
     no,
     target::{Running, Target},
-    text::{pad, plain, size, width, wrap},
+    text::{pad, size, width, wrap},
 };
-use crate::model::{Utc, flag};
+use crate::model::{Utc, flag, printable};
 
 /// Seconds between two looks of `--watch`.
 const WATCH_SECS: u64 = 2;
@@ -259,7 +259,7 @@ impl View {
             let flags: Vec<&str> = flags.filter(|name| *name != flag::CLOCK_UNTRUSTED).collect();
             return (State::Doubtful, format!("{verdict}: {}{late}", flags.join(", ")));
         };
-        let detail = none.get("detail").and_then(Value::as_str).map(plain);
+        let detail = none.get("detail").and_then(Value::as_str).map(printable);
         let with = |what: &str| detail.as_ref().map_or(what.to_owned(), |detail| format!("{what}: {detail}"));
         let failures = match meter.get("failures").and_then(Value::as_u64) {
             Some(times) if times > 1 => format!("silent, {times} times in a row"),
@@ -285,7 +285,7 @@ impl View {
         let on_it = meters.iter().filter(|row| row.bus == id).count();
         let since =
             time(bus, "/since").map(|at| format!(" since {}", self.clock(at, now))).unwrap_or_default();
-        let fault = bus.get("fault").and_then(Value::as_str).map(plain);
+        let fault = bus.get("fault").and_then(Value::as_str).map(printable);
         let what = match fault {
             Some(fault) => format!("{id} is down{since} ({}): {fault}", count(on_it, "meter")),
             None => format!("{id} is being opened"),
@@ -350,7 +350,7 @@ impl View {
 
     fn publisher(&self, status: &Value, now: Utc, line: &mut impl FnMut(&str, &str, bool)) {
         let publisher = status.get("publisher").unwrap_or(&Value::Null);
-        let error = publisher.get("last_error").and_then(Value::as_str).map(plain);
+        let error = publisher.get("last_error").and_then(Value::as_str).map(printable);
         if publisher.get("connected") == Some(&Value::Bool(true)) {
             let in_flight = publisher.get("in_flight").and_then(Value::as_u64).unwrap_or_default();
             let nobody = publisher.get("nobody_listens") == Some(&Value::Bool(true));
@@ -465,7 +465,7 @@ fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> 
 
 fn said(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
-        Some(Value::String(text)) => plain(text),
+        Some(Value::String(text)) => printable(text).into_owned(),
         None | Some(Value::Null) => "-".into(),
         Some(other) => other.to_string(),
     }

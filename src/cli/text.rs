@@ -1,4 +1,4 @@
-//! Text for a terminal: columns that line up whatever the script is, lines that fit, nothing that acts on the terminal.
+//! Text for a terminal: columns that line up whatever the script is, and lines that fit.
 
 use console::measure_text_width;
 
@@ -55,16 +55,6 @@ pub fn wrap(text: &str, used: usize, indent: usize, width: usize) -> String {
     out
 }
 
-/// What comes from elsewhere (a name, an error of a broker), without characters that act on a terminal or turn its
-/// direction.
-pub fn plain(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,10 +85,5 @@ mod tests {
                 assert_eq!(letters(&wrapped), letters(text));
             }
         }
-    }
-
-    #[test]
-    fn no_escape_sequence_comes_through() {
-        assert_eq!(plain("a\u{1b}[31mb\u{202e}c\n"), "a\u{fffd}[31mb\u{fffd}c\u{fffd}");
     }
 }

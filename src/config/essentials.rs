@@ -2,19 +2,12 @@
 //!
 //! Reports no faults (that is `load`) and is never used to run anything: only to find a gateway that can be asked.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
 use serde_json::Value;
 
-use super::{site::DATA_DIR, source};
-
-/// Bytes of the file that are looked at: a configuration of 10,000 meters has less, and it is only searched for three keys.
-const LOOKED_AT_BYTES: u64 = 4 * 1024 * 1024;
+use super::{file::read_file, site::DATA_DIR, source};
 
 /// Each is `None` where nothing legible says it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -30,7 +23,7 @@ pub struct Essentials {
 /// Reads them as well as can be: from a file that is not valid TOML too, and from the environment without any file.
 pub fn essentials(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Essentials {
     let env: Vec<(String, String)> = env.into_iter().collect();
-    let text = text(path);
+    let text = read_file(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let file = path.display().to_string();
     let legible = text.as_deref().and_then(|text| source::merge(text, &file, env.clone()).ok());
     let alone = || source::merge("", &file, env).ok();
@@ -49,16 +42,6 @@ pub fn essentials(path: &Path, env: impl IntoIterator<Item = (String, String)>) 
         gateway: key("gateway", "id"),
         timezone: key("site", "timezone").and_then(|name| name.parse().ok()),
     }
-}
-
-/// The beginning of an ordinary file, whatever its bytes are.
-fn text(path: &Path) -> Option<String> {
-    if !path.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(LOOKED_AT_BYTES).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Section, key and value of each line that looks like `key = value`, quoted or not.

@@ -41,6 +41,8 @@ pub struct Tally {
     pub bad: u64,
     pub missing: u64,
     pub flags: BTreeMap<String, u64>,
+    /// Readings that are not, by meter.
+    pub not_good: BTreeMap<MeterId, u64>,
     /// Meters heard of at each scheduled moment.
     pub slots: BTreeMap<Utc, BTreeSet<MeterId>>,
     /// Two records for one meter and moment: never.
@@ -134,6 +136,9 @@ impl Book {
             Reading { verdict: crate::model::Verdict::Good, .. } => tally.good += 1,
             Reading { verdict: crate::model::Verdict::Suspect, .. } => tally.suspect += 1,
             Reading { verdict: crate::model::Verdict::Bad, .. } => tally.bad += 1,
+        }
+        if reading.verdict != crate::model::Verdict::Good {
+            *tally.not_good.entry(reading.meter.clone()).or_default() += 1;
         }
         for flag in reading.flags {
             *tally.flags.entry(flag).or_default() += 1;

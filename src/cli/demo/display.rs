@@ -2,22 +2,30 @@
 //!
 //! On a terminal the lower part moves; elsewhere it is left out and each event is a plain line.
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
 
 use console::{Style, style};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
+use tokio::sync::watch;
 
-use super::billing::reading_of;
+use super::{super::text, billing::reading_of};
 use crate::model::{BusId, Medium, Origin, Reading, Verdict, flag};
 
-/// Widest part of a line that the flags may take before the end of an 80-column terminal is left to wrap.
-const VALUE_WIDTH: usize = 22;
+/// Columns of a value with its unit.
+const VALUE_WIDTH: usize = 18;
+/// Columns of a line, and those before its flags.
+const WIDTH: usize = 80;
+const BEFORE_FLAGS: usize = 60;
 
 pub struct Display {
     live: Option<Live>,
     clock_told: bool,
     zone: chrono_tz::Tz,
+    stop: watch::Sender<bool>,
 }
 
 struct Live {
@@ -27,7 +35,8 @@ struct Live {
 }
 
 impl Display {
-    pub fn new(buses: &[(BusId, usize)], zone: chrono_tz::Tz) -> Display {
+    /// `stop` ends the demo when nobody reads it any more.
+    pub fn new(buses: &[(BusId, usize)], zone: chrono_tz::Tz, stop: watch::Sender<bool>) -> Display {
         let live = (std::io::stdout().is_terminal() && std::io::stderr().is_terminal()).then(|| {
             let all = MultiProgress::new();
             let line = |template: &str| {
@@ -48,14 +57,19 @@ impl Display {
             cursors.enable_steady_tick(Duration::from_millis(120));
             Live { all, buses, cursors }
         });
-        Display { live, clock_told: false, zone }
+        Display { live, clock_told: false, zone, stop }
     }
 
     /// One line on standard output, above the moving part.
     pub fn say(&self, text: &str) {
-        match &self.live {
-            Some(live) => live.all.suspend(|| println!("{text}")),
-            None => println!("{text}"),
+        let print = || writeln!(std::io::stdout(), "{text}");
+        let printed = match &self.live {
+            Some(live) => live.all.suspend(print),
+            None => print(),
+        };
+        // `demo | head`: whoever read this has seen enough. The daemon ends in order, and nothing is left behind.
+        if printed.is_err() {
+            self.stop.send_replace(true);
         }
     }
 
@@ -70,7 +84,7 @@ impl Display {
         };
         if !self.clock_told && reading.flags.contains(flag::CLOCK_UNTRUSTED) {
             self.clock_told = true;
-            self.say("(nothing says that this machine's clock is right: each reading has the flag clock_untrusted)");
+            self.say("(no time server: the flag clock_untrusted is in each reading, and not shown)");
         }
         self.say(&self.reading(&reading, seq));
     }
@@ -88,13 +102,13 @@ impl Display {
         let flags = reading.flags.iter().map(String::as_str).filter(|name| *name != flag::CLOCK_UNTRUSTED);
         let flags: Vec<&str> = flags.collect();
         format!(
-            "{}  {at}  {:<7} {} {:>VALUE_WIDTH$}  {} {}",
+            "{}  {at}  {:<7}  {} {:>VALUE_WIDTH$}  {} {}",
             style(format!("#{seq:<5}")).dim(),
             reading.meter.as_str(),
             medium(reading),
             register(reading),
             look.apply_to(format!("{sign:<9}")),
-            style(flags.join(" ")).yellow()
+            style(text::wrap(&flags.join(" "), BEFORE_FLAGS, BEFORE_FLAGS, WIDTH)).yellow()
         )
     }
 
@@ -141,10 +155,10 @@ impl Display {
 
 fn medium(reading: &Reading) -> &'static str {
     match reading.medium {
-        Medium::Electricity => "electricity 电",
-        Medium::Water => "water       水",
-        Medium::Heat => "heat        热",
-        Medium::Gas => "gas         气",
+        Medium::Electricity => "电",
+        Medium::Water => "水",
+        Medium::Heat => "热",
+        Medium::Gas => "气",
     }
 }
 

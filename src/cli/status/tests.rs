@@ -95,7 +95,7 @@ fn each_meter_without_a_value_has_its_reason() {
         (ill("E-1", "garbled", Some("the CRC does not match"), None), "garbled: the CRC does not match"),
         (ill("E-1", "bus_overrun", None, None), "the bus had no time left for it"),
         (ill("E-1", "not_available", None, None), "not available"),
-        (ill("E-1", "refused", Some("\u{1b}[2J"), None), "refused: \u{fffd}[2J"),
+        (ill("E-1", "refused", Some("\u{1b}[2J"), None), "refused: \\u{1b}[2J"),
     ] {
         let shown = lines(false, &status(&[bus("north", None, &[meter, well("E-2")])])).join(" ");
         let shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
