@@ -2,6 +2,7 @@
 
 mod buses;
 mod changes;
+mod descriptors;
 mod house;
 mod listeners;
 mod past;
@@ -61,6 +62,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
     let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
     // Whatever is made from here on, the socket and the index too, is its owner's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    descriptors::raise();
     log_warnings(&settings);
     systemd::status("opening the ledger");
     // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     buses::{Buses, start_buses},
     changes::{Changes, Takes},
+    descriptors,
     past::{LAST_RECORDS, configuration, incident_drafts, record, tell_of_the_past},
     publisher::{PUBLISHER_INBOX, Publisher},
 };
@@ -107,6 +108,7 @@ impl House {
             publisher: Mutex::new(inbox),
             ill: health,
         });
+        descriptors::check(&telemetry, &settings);
         let handed = Arc::default();
         let buses = start_buses(&settings, &telemetry, &console, &outside.ports, &readings, &handed);
         let (down, ends) = watch::channel(false);
@@ -218,6 +220,7 @@ impl House {
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
         self.progress.clear();
         let (telemetry, console, ports) = (&self.telemetry, &self.console, &self.outside.ports);
+        descriptors::check(telemetry, &settings);
         self.buses = start_buses(&settings, telemetry, console, ports, &self.readings, &self.handed);
         self.publisher.announce();
         if changes.any(Takes::Publisher) {

@@ -5,6 +5,7 @@
 
 mod guard;
 mod metrics;
+mod page;
 mod server;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -189,19 +190,9 @@ async fn readings(State(console): Shared, Query(asked): Query<ReadingsQuery>) ->
         after: asked.after,
         limit: asked.limit.unwrap_or(PAGE).clamp(1, PAGE),
     };
-    let ledger = Arc::clone(&console.telemetry.ledger);
-    match tokio::task::spawn_blocking(move || ledger.readings(&query)).await {
-        Ok(Ok(lines)) => {
-            let mut body = Vec::new();
-            for line in lines {
-                body.extend_from_slice(&line.bytes);
-                body.push(b'\n');
-            }
-            ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
-        }
-        Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-    }
+    page::answer(Arc::clone(&console.telemetry.ledger), query)
+        .await
+        .unwrap_or_else(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error))
 }
 
 #[derive(Deserialize)]

@@ -11,6 +11,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::process::Resource;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
@@ -19,8 +20,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Connections at one door at once: people, a scraper and a script need a dozen. One more waits in the kernel's
-/// queue until another ends.
+/// Connections at one door at once, at most: people, a scraper and a script need a dozen. One more waits in the kernel's
+/// queue until another ends. Fewer, where this process may open few files.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Bytes of a request's first line and headers together; 431 beyond.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -87,7 +88,7 @@ pub async fn serve<L: Listener<Io: Peer>>(
     router: Router,
     shutdown: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(places()));
     let mut connections = JoinSet::new();
     let mut down = shutdown.clone();
     let down = async move {
@@ -115,6 +116,13 @@ pub async fn serve<L: Listener<Io: Peer>>(
         });
     }
     let _ = timeout(LAST_ANSWERS, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Connections of one listener at once. Half of the files that this process may open are for both listeners, the other half stays
+/// with lines, publisher and ledger; a request takes two, the connection and a segment.
+fn places() -> usize {
+    let may_open = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(may_open / 8).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
 }
 
 /// One connection, until its peer has enough, its time is over, or the daemon ends.

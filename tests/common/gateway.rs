@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(20);
 
 pub struct Gateway {
+    /// How many files the daemon may open at once, when not as many as this process.
+    pub files: Option<u32>,
     child: Option<Child>,
     pub dir: TempDir,
 }
@@ -29,7 +31,7 @@ pub struct Gateway {
 impl Gateway {
     /// A configuration in a directory of its own; nothing runs yet. `rest` is what follows `[mqtt] url`.
     pub fn configured(broker: u16, interval_secs: u32, rest: &str) -> Gateway {
-        let gateway = Gateway { child: None, dir: tempfile::tempdir().unwrap() };
+        let gateway = Gateway { files: None, child: None, dir: tempfile::tempdir().unwrap() };
         gateway.configure(broker, interval_secs, rest);
         gateway
     }
@@ -58,7 +60,14 @@ impl Gateway {
     /// Starts the daemon and waits for nothing.
     pub fn spawn(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let child = self.program(&["run"]).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut program = self.program(&["run"]);
+        if let Some(files) = self.files {
+            let mut shell = Command::new("sh");
+            shell.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\""));
+            shell.arg(program.get_program()).args(program.get_args()).env_remove("METER_GATEWAY_CONFIG");
+            program = shell;
+        }
+        let child = program.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
     }
 
@@ -131,9 +140,12 @@ impl Gateway {
         }
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(self.child.as_ref().unwrap());
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// SIGTERM; how it ended and how long that took.
