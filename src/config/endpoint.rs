@@ -21,17 +21,27 @@ pub(super) fn split_port(text: &str) -> Option<(&str, &str)> {
 
 /// Host and port; the error says what is expected, and what was probably meant.
 pub(super) fn host_and_port(text: &str) -> Result<(Host, u16), (String, String)> {
-    let example = || "e.g. address = \"10.0.0.5:502\"".to_owned();
-    let Some((host, port)) = split_port(text) else {
-        let hint = if host(text).is_ok() { format!("add the port, e.g. \"{text}:502\"") } else { example() };
-        return Err((format!("{text:?} is not host:port"), hint));
-    };
-    match (host_in_brackets(host), port_number(port)) {
-        (Ok(host), Some(port)) => Ok((host, port)),
-        (Err(Some(better)), Some(_)) => {
-            Err((format!("{text:?} is not host:port"), format!("did you mean \"{better}:{port}\"?")))
-        }
-        _ => Err((format!("{text:?} is not host:port"), example())),
+    parse(text).map_err(|better| {
+        // A scheme before it, a path behind it, another sign between.
+        let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let bare = bare.trim_end_matches('/').replace([',', ' '], ":");
+        let better = better.or_else(|| parse(&bare).is_ok().then_some(bare));
+        let hint = match better {
+            Some(better) => format!("did you mean \"{better}\"?"),
+            None if host(text).is_ok() => format!("add the port, e.g. \"{text}:502\""),
+            None => "e.g. address = \"10.0.0.5:502\"".to_owned(),
+        };
+        (format!("{text:?} is not host:port"), hint)
+    })
+}
+
+/// The error is a better spelling, where there is one.
+fn parse(text: &str) -> Result<(Host, u16), Option<String>> {
+    let (host, port) = split_port(text).ok_or(None)?;
+    let number = port_number(port).ok_or(None)?;
+    match host_in_brackets(host) {
+        Ok(host) => Ok((host, number)),
+        Err(better) => Err(better.map(|better| format!("{better}:{port}"))),
     }
 }
 
@@ -161,6 +171,9 @@ mod tests {
             ("10.0.0.5", "\"10.0.0.5:502\""),
             ("plc", "\"plc:502\""),
             ("10.0.5:502", "e.g."),
+            ("tcp://10.0.0.5:502", "\"10.0.0.5:502\""),
+            ("10.0.0.5:502/", "\"10.0.0.5:502\""),
+            ("10.0.0.5,502", "\"10.0.0.5:502\""),
         ] {
             let (_, given) = host_and_port(seen).unwrap_err();
             assert!(given.contains(hint), "{seen}: {given}");

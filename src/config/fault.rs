@@ -131,6 +131,9 @@ impl Findings {
 /// Longest word that is compared with what may have been meant: no key and no name is longer.
 const MAX_WORD_CHARS: usize = 64;
 
+/// From this length on a part of a name says which name was meant.
+const PART_CHARS: usize = 4;
+
 /// The candidate that was probably meant, if one is near enough to be worth a question.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let length = word.chars().count();
@@ -140,12 +143,22 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     let word = word.to_lowercase();
     // Two slips in a short word, more in a long one; one in the shortest.
     let limit = if length <= 3 { 1 } else { (length / 3).max(2) };
-    candidates
-        .into_iter()
-        .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let spelled = candidates
+        .iter()
+        .map(|candidate| (distance(&word, &candidate.to_lowercase()), *candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .map(|(_, candidate)| candidate);
+    // `interval` for interval_secs, `baudrate` for baud, `sdm630` for eastron-sdm630, `n` for none: if it is only one.
+    let part = |candidate: &&str| {
+        let candidate = candidate.to_lowercase();
+        candidate.starts_with(&word)
+            || (length >= PART_CHARS && candidate.contains(&word))
+            || (candidate.len() >= PART_CHARS && word.starts_with(&candidate))
+    };
+    let mut parts = candidates.iter().copied().filter(part);
+    spelled.or_else(|| parts.next().filter(|_| parts.next().is_none()))
 }
 
 /// "did you mean", as a hint.
@@ -194,6 +207,11 @@ mod tests {
         assert_eq!(nearest("Parity", keys), Some("parity"));
         assert_eq!(nearest("stopbits", keys), Some("stop_bits"));
         assert_eq!(nearest("colour", keys), None);
+        assert_eq!(nearest("baudrate", keys), Some("baud"));
+        assert_eq!(nearest("interval", ["id", "interval_secs"]), Some("interval_secs"));
+        assert_eq!(nearest("SDM630", ["eastron-sdm120", "eastron-sdm630"]), Some("eastron-sdm630"));
+        assert_eq!(nearest("eastron", ["eastron-sdm120", "eastron-sdm630"]), None, "it may be either");
+        assert_eq!(nearest("N", ["none", "even", "odd"]), Some("none"));
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("ulr", "url"), 1);

@@ -203,6 +203,10 @@ impl<'a> Section<'a> {
             },
             other => {
                 let hint = match other {
+                    Value::Number(number) if number.to_string().ends_with(".0") => Some(format!(
+                        "did you mean {key} = \"{}\"?",
+                        number.to_string().trim_end_matches(".0")
+                    )),
                     Value::Number(number) if number.is_f64() => {
                         Some(format!("put it in quotes, digit by digit as it stands: {key} = \"…\""))
                     }
@@ -248,7 +252,12 @@ impl<'a> Section<'a> {
 
     /// A path: any characters.
     pub(super) fn path(&self, key: &str) -> Option<&'a str> {
-        self.line(key)
+        let text = self.line(key)?;
+        if text.starts_with('~') || text.contains('$') {
+            let message = format!("{text:?} is taken as it stands: `~` and `$` are signs of the shell");
+            self.warn(key, message, Some("write the whole path".into()));
+        }
+        Some(text)
     }
 
     /// What programs compare: plain characters, and no cell that a spreadsheet has spoiled.
@@ -347,7 +356,8 @@ impl<'a> Section<'a> {
             let nearest = number.map(|n| {
                 format!("the nearest that is allowed: {key} = {}", n.clamp(*range.start(), *range.end()))
             });
-            let meant = || self.number_hint(text, number::integer_meant(text));
+            let text = if value.is_f64() { &value.to_string() } else { text };
+            let meant = || self.number_hint(text, number::integer_meant(text.trim_end_matches(".0")));
             self.fault(key, format!("{}, {expected}", seen(value)), hint.or(nearest).or_else(meant));
         }
         found

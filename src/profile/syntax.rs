@@ -44,7 +44,11 @@ pub fn syntax_errors(text: &str) -> Vec<SyntaxError> {
             message = format!("{message}: `{shown}`");
         }
         let place = format!("line {number}, column {column}");
-        let hint = if secret { None } else { hint(line) };
+        let hint = match error.message() {
+            _ if secret => None,
+            "duplicate key" => Some(duplicate(line)),
+            _ => hint(line),
+        };
         found.push((number, SyntaxError { place, message, hint }));
         if found.len() == MAX_ERRORS {
             break;
@@ -52,6 +56,17 @@ pub fn syntax_errors(text: &str) -> Vec<SyntaxError> {
     }
     found.sort_by_key(|(number, _)| *number);
     found.into_iter().map(|(_, error)| error).collect()
+}
+
+/// What to do about a name that stands there twice.
+fn duplicate(line: &str) -> String {
+    match line.trim().strip_prefix('[') {
+        Some(name) => {
+            let name = name.split(']').next().unwrap_or_default().trim_start_matches('[');
+            format!("a section stands there once; of several, each begins with [[{name}]]")
+        }
+        None => "keep one of the two".into(),
+    }
 }
 
 /// Whether a line may hold a password, which is never repeated.
@@ -72,6 +87,10 @@ fn hint(line: &str) -> Option<String> {
         let is_key = !key.is_empty() && !key.contains([' ', '"', '[']);
         if value.is_empty() {
             return Some(format!("write {key} = \"…\", or leave the line out"));
+        }
+        if value.starts_with(|c: char| c.is_ascii_digit()) && (key.ends_with("_secs") || key.ends_with("_ms"))
+        {
+            return Some(format!("a number alone, without a unit, e.g. {key} = 900"));
         }
         let quoted = if value.contains('\\') { format!("'{value}'") } else { format!("\"{value}\"") };
         return (is_key && !value.contains(['"', '[', '{'])).then(|| format!("write `{key} = {quoted}`"));
@@ -135,6 +154,8 @@ mod tests {
             ("id = \"a", "`id = \"a\"`"),
             ("[site2", "[site2]"),
             ("hello", "key = value"),
+            ("interval_secs = 15min", "without a unit"),
+            ("[site]", "each begins with [[site]]"),
             ("key = C:\\dir", "`key = 'C:\\dir'`"),
         ] {
             let (place, message, given) = only(&format!("[site]\n{line}\n"));

@@ -136,3 +136,27 @@ fn an_ipv6_broker_stands_in_brackets() {
         assert!(fault.place == "mqtt.url" && fault.hint.is_some(), "{fault}");
     }
 }
+
+#[test]
+fn a_part_of_a_name_another_spelling_and_a_unit_too_many_are_understood() {
+    for (old, new, hint) in [
+        ("kind = \"serial\"", "kind = \"serial\"\nbaudrate = 9600", "`baud`"),
+        ("kind = \"serial\"", "kind = \"serial\"\ntimeout = 300", "`timeout_ms`"),
+        ("kind = \"serial\"", "kind = \"serial\"\nparity = \"N\"", "`none`"),
+        ("[mqtt]", "[mqtt]\nuser = \"gw\"", "`username`"),
+        ("[gateway]", "[reading]\ninterval = 900\n[gateway]", "`interval_secs`"),
+        ("[gateway]", "[reading]\ninterval_secs = 900.0\n[gateway]", "`900`"),
+        ("[gateway]", "[reading]\ninterval_secs = 15min\n[gateway]", "without a unit"),
+        ("eastron-sdm120", "SDM120", "`eastron-sdm120`"),
+        ("address = \"1\"", "address = 1.0", "address = \"1\""),
+        ("10.0.0.5:502", "tcp://10.0.0.5:502", "\"10.0.0.5:502\""),
+        ("10.0.0.5:502", "10.0.0.5,502", "\"10.0.0.5:502\""),
+        ("10.0.0.5:502", "10.0.0.5", "\"10.0.0.5:502\""),
+        ("[[bus]]\nid = \"north\"", "[bus]\nid = \"north\"", "[[bus]]"),
+    ] {
+        let fault = slip(old, new);
+        assert!(fault.hint.as_ref().is_some_and(|given| given.contains(hint)), "{new}: {fault}");
+    }
+    let settings = load(&VALID.replace("id = \"gw-01\"", "id = \"gw-01\"\ndata_dir = \"~/data\"")).unwrap();
+    assert_eq!(settings.warnings[0].place, "gateway.data_dir");
+}
