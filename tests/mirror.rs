@@ -3,6 +3,8 @@
 
 #[path = "common/gateway.rs"]
 mod gateway;
+#[path = "common/metric_rules.rs"]
+mod metric_rules;
 
 use std::fs;
 
@@ -28,6 +30,7 @@ fn the_operator_sees_the_copy_go_and_come_and_gets_the_ledger_back_from_it() {
     assert!(status["mirror"]["since"].is_string() && status["mirror"]["stored_seq"].is_null(), "{status:#}");
     gateway.until("records", |status| status["store"]["last_seq"].as_u64() > Some(2));
     let metrics = gateway.text("/metrics");
+    assert_eq!(metric_rules::faults(&metrics), [""; 0]);
     assert!(metrics.contains("meter_gateway_mirror_away 1\n"), "{metrics}");
     assert!(!metrics.contains("meter_gateway_mirror_lag_records 0\n"), "{metrics}");
     let said = String::from_utf8(gateway.cli(&["status"]).stdout).unwrap();

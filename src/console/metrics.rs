@@ -1,6 +1,6 @@
 //! Prometheus text, made from the telemetry at each scrape. Names are `meter_gateway_*` in base units.
 
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{CounterVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::{ledger::Cursor, model::ClockState, telemetry::Telemetry};
 
@@ -66,7 +66,7 @@ pub fn text(telemetry: &Telemetry) -> Result<String, prometheus::Error> {
         &["bus", "outcome"],
     )?;
     registry.register(Box::new(exchanges.clone()))?;
-    let busy = GaugeVec::new(
+    let busy = CounterVec::new(
         Opts::new("meter_gateway_bus_busy_seconds_total", "Time spent in exchanges."),
         &["bus"],
     )?;
@@ -86,7 +86,7 @@ pub fn text(telemetry: &Telemetry) -> Result<String, prometheus::Error> {
         ] {
             exchanges.with_label_values(&[bus, outcome]).inc_by(count);
         }
-        busy.with_label_values(&[bus]).set(health.busy.as_secs_f64());
+        busy.with_label_values(&[bus]).inc_by(health.busy.as_secs_f64());
         for meter in &health.meters {
             let labels = [bus, meter.id.as_str()];
             failures.with_label_values(&labels).set(signed(meter.failures));

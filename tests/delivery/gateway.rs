@@ -1,6 +1,6 @@
 //! The publisher with a ledger in memory, and a stand-in for the daemon that stores what has to be put on record.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
+#![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::indexing_slicing)] // helpers of tests: a panic is their report
 
 use std::{sync::Arc, time::Duration};
 
