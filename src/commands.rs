@@ -5,12 +5,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::{
-    console::Console,
-    model::{Asker, MeterId, Seq, Via},
-    publish::{Command, MAX_REPLAYS, Outgoing, Response},
+    console::{Console, Refusal},
+    model::{Asker, MeterId, Via},
+    publish::{Command, Response},
 };
 
 /// Commands that are remembered, so that one which a broker delivers twice is done once: an hour of a busy clerk.
@@ -44,6 +44,10 @@ impl Memory {
         }
     }
 
+    fn forget(&self, id: &str) {
+        self.known().retain(|(command, _)| command.id != id);
+    }
+
     fn note(&self, response: &Response) {
         let mut known = self.known();
         if let Some((_, answered)) =
@@ -58,27 +62,32 @@ impl Memory {
 pub async fn answer(command: &Command, console: &Console, memory: &Memory) -> Option<Response> {
     match memory.admit(command) {
         Ok(()) => {
-            let response = execute(command, console).await;
-            memory.note(&response);
+            let outcome = execute(command, console).await;
+            let later = matches!(outcome, Err(Refusal::Later(_)));
+            let outcome = outcome.map_err(|refusal| refusal.to_string());
+            let response = Response { id: Some(command.id.clone()), outcome };
+            if later {
+                memory.forget(&command.id); // asked again later, it is done
+            } else {
+                memory.note(&response);
+            }
             Some(response)
         }
         Err(already) => already,
     }
 }
 
-/// Does what a command asks, and says how it went.
-async fn execute(command: &Command, console: &Console) -> Response {
+/// Does what a command asks.
+async fn execute(command: &Command, console: &Console) -> Result<Value, Refusal> {
     let telemetry = &console.telemetry;
-    let done = if command.expired(telemetry.clock.wall()) {
-        Err("the command has expired".to_owned())
-    } else {
-        match command.name.as_str() {
-            "read_now" => read_now(command, console).await,
-            "replay" => replay(command, console).await,
-            other => Err(format!("unknown command `{other}`: this version knows read_now and replay")),
-        }
-    };
-    Response { id: Some(command.id.clone()), outcome: done }
+    if command.expired(telemetry.clock.wall()) {
+        return Err("the command has expired".into());
+    }
+    match command.name.as_str() {
+        "read_now" => read_now(command, console).await,
+        "replay" => replay(command, console).await,
+        other => Err(format!("unknown command `{other}`: this version knows read_now and replay").into()),
+    }
 }
 
 fn asker(command: &Command) -> Result<Asker, String> {
@@ -90,7 +99,7 @@ fn asker(command: &Command) -> Result<Asker, String> {
     Asker::new(Via::Mqtt(command.id.clone()), name)
 }
 
-async fn read_now(command: &Command, console: &Console) -> Result<Value, String> {
+async fn read_now(command: &Command, console: &Console) -> Result<Value, Refusal> {
     let (who, args) = (asker(command)?, &command.args);
     let meter: MeterId = args
         .get("meter")
@@ -99,10 +108,10 @@ async fn read_now(command: &Command, console: &Console) -> Result<Value, String>
         .parse()
         .map_err(|error| format!("args.meter: {error}"))?;
     let reading = console.read_now(&who, &meter).await?;
-    serde_json::to_value(reading).map_err(|error| error.to_string())
+    serde_json::to_value(reading).map_err(|error| error.to_string().into())
 }
 
-async fn replay(command: &Command, console: &Console) -> Result<Value, String> {
+async fn replay(command: &Command, console: &Console) -> Result<Value, Refusal> {
     let seq = |name: &str| {
         command
             .args
@@ -113,37 +122,10 @@ async fn replay(command: &Command, console: &Console) -> Result<Value, String> {
     console.replay(&asker(command)?, seq("from")?, seq("to")?).await
 }
 
-impl Console {
-    /// Queues a range of records to be sent again with their original bytes, once it is on record who asked for it.
-    pub async fn replay(&self, who: &Asker, from: Seq, to: Seq) -> Result<Value, String> {
-        let ledger = &self.telemetry.ledger;
-        let (first, last) = (ledger.first(), ledger.head().borrow().seq);
-        if from < first || to > last || from > to {
-            return Err(format!("seq {from} to {to} was asked, {first} to {last} is kept"));
-        }
-        let publisher = self.telemetry.publisher.borrow().clone();
-        if from > publisher.acknowledged {
-            let last = publisher.acknowledged;
-            return Err(format!(
-                "seq {from} is still on its way: up to {last} was sent, the rest goes by itself"
-            ));
-        }
-        if publisher.replays.len() >= MAX_REPLAYS {
-            return Err(format!("{MAX_REPLAYS} replays are waiting: try again later"));
-        }
-        let place = self
-            .publisher()
-            .try_reserve_owned()
-            .map_err(|_| "the publisher has too many requests waiting".to_owned())?;
-        let asked = Map::from_iter([("from_seq".to_owned(), from.into()), ("to_seq".to_owned(), to.into())]);
-        self.put_on_record(who, "replay", asked).await?;
-        place.send(Outgoing::Replay { from, to });
-        Ok(json!({"from": from, "to": to}))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Map;
+
     use super::*;
 
     fn command(id: usize, name: &str) -> Command {

@@ -444,6 +444,28 @@ fn a_systemd_credential_stands_in_for_the_password_file() {
 }
 
 #[test]
+fn a_version_that_cannot_refuse_is_warned_of_where_the_brokers_word_counts() {
+    let warnings = |mqtt: &str| {
+        let text = VALID.replace("[mqtt]\n", &format!("[mqtt]\n{mqtt}\n"));
+        let settings = load(&text).unwrap();
+        settings.warnings.iter().map(|w| format!("{w}")).collect::<Vec<_>>()
+    };
+    for mqtt in ["version = \"3.1.1\"", "version = \"3.1.1\"\nconfirm = \"broker\""] {
+        let found = warnings(mqtt);
+        assert!(
+            found.len() == 1
+                && found[0].contains("mqtt.version")
+                && found[0].contains("confirm = \"billing\""),
+            "{found:?}"
+        );
+    }
+    for mqtt in ["", "version = \"5\"", "confirm = \"broker\"", "version = \"3.1.1\"\nconfirm = \"billing\""]
+    {
+        assert!(warnings(mqtt).is_empty(), "{mqtt}");
+    }
+}
+
+#[test]
 fn a_serial_server_has_one_master_and_a_known_speed_only_when_told() {
     let bus = |id: &str, more: &str| {
         format!("[[bus]]\nid = \"{id}\"\nkind = \"tcp\"\naddress = \"10.0.0.5:502\"\n{more}\n")

@@ -27,7 +27,7 @@ use crate::{
     bus::{Handed, Ports},
     clock::Clock,
     config::Settings,
-    console::Console,
+    console::{Actions, Console},
     identity::Identity,
     ledger::SharedLedger,
     model::{BusId, Draft, Reading, change},
@@ -105,6 +105,7 @@ impl House {
         let console = Arc::new(Console {
             telemetry: Arc::clone(&telemetry),
             demands: Mutex::new(HashMap::new()),
+            actions: Actions::default(),
             publisher: Mutex::new(inbox),
             ill: health,
         });

@@ -211,6 +211,14 @@ pub(super) fn mqtt(root: &Section, base: &Path, gateway_id: &str, credentials: O
     mqtt.version = section.one_of("version", &versions).unwrap_or(mqtt.version);
     let confirms = [("broker", Confirm::Broker), ("billing", Confirm::Billing)];
     mqtt.confirm = section.one_of("confirm", &confirms).unwrap_or(mqtt.confirm);
+    if mqtt.version == MqttVersion::V311 && mqtt.confirm == Confirm::Broker {
+        section.warn(
+            "version",
+            "\"3.1.1\" with confirm = \"broker\": a broker cannot say in this version that it refuses a message, so it may drop \
+             records and acknowledge them all the same, and they count as confirmed",
+            Some("set confirm = \"billing\" and let billing send receipts, or use version = \"5\"".into()),
+        );
+    }
     if let Some(prefix) = topic_prefix(&section) {
         mqtt.topic_prefix = prefix;
     }

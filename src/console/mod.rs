@@ -3,6 +3,7 @@
 //! The only folder that names axum. Reads the ledger and the telemetry; what it wants from a meter it asks of
 //! the bus.
 
+mod actions;
 mod guard;
 mod metrics;
 mod page;
@@ -25,6 +26,7 @@ use tokio::{
     time::timeout,
 };
 
+pub use actions::{Actions, Refusal};
 pub use guard::Arrival;
 pub use server::{Door, MAX_CONNECTIONS, serve};
 
@@ -32,7 +34,7 @@ use crate::{
     billing,
     bus::DemandRequest,
     ledger::ReadingQuery,
-    model::{Asker, Draft, MeterId, Reading, Seq, Utc, Via, change, path_word},
+    model::{Asker, MeterId, Reading, Seq, Utc, Via, path_word},
     publish::{self, Outgoing},
     telemetry::{Telemetry, lock},
 };
@@ -55,6 +57,8 @@ pub struct Console {
     pub demands: std::sync::Mutex<HashMap<MeterId, mpsc::Sender<DemandRequest>>>,
     /// The publisher's inbox; a reload may replace it.
     pub publisher: std::sync::Mutex<mpsc::Sender<Outgoing>>,
+    /// Who has asked for how much.
+    pub actions: Actions,
     /// `None`: every task makes progress; else the reason why not.
     pub ill: watch::Receiver<Option<String>>,
 }
@@ -65,35 +69,10 @@ impl Console {
         lock(&self.publisher).clone()
     }
 
-    /// Puts on record who asked for what. What is not on record is not done: an error says so.
-    pub async fn put_on_record(
-        &self,
-        who: &Asker,
-        action: &str,
-        asked: Map<String, Value>,
-    ) -> Result<(), String> {
-        let telemetry = &self.telemetry;
-        let why =
-            |error: &dyn std::fmt::Display| format!("not done, because it cannot be put on record: {error}");
-        if let Some(refusal) = telemetry.ledger.condition().refusing {
-            return Err(why(&refusal.reason));
-        }
-        let fields = who.action(action, asked);
-        let told = Value::from(fields.clone()).to_string();
-        tracing::info!(told, "somebody asks for something to be done");
-        let draft =
-            Draft::change(change::USER_ACTION, fields, telemetry.clock.wall(), telemetry.clock.state());
-        match timeout(RECORD_PATIENCE, telemetry.ledger.append(vec![draft])).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(why(&error)),
-            Err(_) => Err(why(&format!("the ledger did not answer within {} s", RECORD_PATIENCE.as_secs()))),
-        }
-    }
-
     /// Reads a meter now, through the queue of its bus.
-    pub async fn read_now(&self, who: &Asker, meter: &MeterId) -> Result<Reading, String> {
+    pub async fn read_now(&self, who: &Asker, meter: &MeterId) -> Result<Reading, Refusal> {
         let Some(bus) = lock(&self.demands).get(meter).cloned() else {
-            return Err(format!("no meter `{meter}` is configured"));
+            return Err(format!("no meter `{meter}` is configured").into());
         };
         let place = bus
             .try_reserve()
@@ -104,8 +83,10 @@ impl Console {
         place.send(DemandRequest { meter: meter.clone(), reply });
         match timeout(READ_PATIENCE, answer).await {
             Ok(Ok(reading)) => Ok(reading),
-            Ok(Err(_)) => Err(format!("the bus of meter `{meter}` could not serve the request")),
-            Err(_) => Err(format!("meter `{meter}` was not read within {} s", READ_PATIENCE.as_secs())),
+            Ok(Err(_)) => Err(format!("the bus of meter `{meter}` could not serve the request").into()),
+            Err(_) => {
+                Err(format!("meter `{meter}` was not read within {} s", READ_PATIENCE.as_secs()).into())
+            }
         }
     }
 }
@@ -215,10 +196,14 @@ async fn read(
 }
 
 /// What was done, or why it was not.
-fn answer<T: serde::Serialize>(done: Result<T, String>) -> Response {
+fn answer<T: serde::Serialize>(done: Result<T, Refusal>) -> Response {
     match done {
         Ok(done) => Json(done).into_response(),
-        Err(reason) => refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
+        Err(refusal @ Refusal::Later(seconds)) => {
+            let again = [(header::RETRY_AFTER, seconds.to_string())];
+            (again, refuse(StatusCode::TOO_MANY_REQUESTS, refusal)).into_response()
+        }
+        Err(refusal) => refuse(StatusCode::UNPROCESSABLE_ENTITY, refusal),
     }
 }
 
@@ -275,6 +260,9 @@ async fn rotate(
         Ok(who) => who,
         Err(reason) => return refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
     };
+    if let refused @ Err(_) = console.admit(&who) {
+        return answer(refused);
+    }
     let dir = telemetry.settings().gateway.data_dir.clone();
     let now = (telemetry.clock.wall(), telemetry.clock.state());
     match billing::rotate(&telemetry.identity, &telemetry.ledger, &dir, &who, now).await {
@@ -306,7 +294,11 @@ async fn backup(
         Err(reason) => return refuse(StatusCode::UNPROCESSABLE_ENTITY, reason),
     };
     let asked = Map::from_iter([("dir".to_owned(), request.dir.into())]);
-    let unrecorded = console.put_on_record(&who, "backup", asked).await.err();
+    let unrecorded = match console.put_on_record(&who, "backup", asked).await {
+        Ok(()) => None,
+        refused @ Err(Refusal::Later(_)) => return answer(refused),
+        Err(why) => Some(why.to_string()),
+    };
     if let Some(why) = &unrecorded {
         let who = Value::from(who.fields()).to_string();
         tracing::warn!(who, why, "a backup is taken that is not on record");

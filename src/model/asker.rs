@@ -81,6 +81,21 @@ impl Asker {
         self.0.clone()
     }
 
+    /// Who this is as far as it is vouched for, to be counted by: a user of the machine, an address, all of the broker. Whoever is
+    /// on this machine can take any loopback address and any port, so these are one.
+    pub fn actor(&self) -> String {
+        let text = |name: &str| self.0.get(name).and_then(Value::as_str);
+        if let Some(uid) = self.0.get("uid") {
+            return format!("uid {uid}");
+        }
+        let Some((host, _port)) = text("address").and_then(|address| address.rsplit_once(':')) else {
+            return text("via").unwrap_or_default().to_owned();
+        };
+        let host = host.trim_matches(['[', ']']).trim_start_matches("::ffff:");
+        let on_this_machine = host == "::1" || host.starts_with("127.");
+        if on_this_machine { "loopback".to_owned() } else { host.to_owned() }
+    }
+
     /// The fields of a `user_action`.
     pub fn action(&self, action: &str, asked: Map<String, Value>) -> Map<String, Value> {
         let mut fields = self.fields();
@@ -156,6 +171,19 @@ mod tests {
         let asked = Map::from_iter([("from_seq".into(), 3.into()), ("action".into(), "none".into())]);
         let fields = clerk.action("replay", asked);
         assert_eq!((&fields["action"], &fields["from_seq"]), (&json!("replay"), &json!(3)));
+    }
+
+    #[test]
+    fn who_asks_is_counted_by_what_is_vouched_for() {
+        let actor = |via, name| Asker::new(via, name).unwrap().actor();
+        assert_eq!(actor(Via::Mqtt("c-1".into()), None), actor(Via::Mqtt("c-2".into()), Some("clerk")));
+        assert_eq!(actor(Via::Socket(User::of(7, PASSWD)), Some("root")), "uid 7");
+        let http = |address: &str| actor(Via::Http(address.into()), Some("clerk"));
+        assert_eq!(http("127.0.0.1:4711"), http("127.9.9.9:1"));
+        assert_eq!(http("127.0.0.1:4711"), http("[::1]:4711"));
+        assert_eq!(http("127.0.0.1:4711"), http("[::ffff:127.0.0.1]:4711"));
+        assert_eq!(http("10.0.0.9:4711"), http("10.0.0.9:4712"));
+        assert_ne!(http("10.0.0.9:4711"), http("10.0.0.8:4711"));
     }
 
     #[test]

@@ -140,7 +140,9 @@ async fn a_full_queue_of_a_bus_refuses_a_read_at_once() {
     let answers: Vec<_> = asked.iter_mut().map(poll).collect();
     assert!(answers[..64].iter().all(Poll::is_pending));
     match &answers[64] {
-        Poll::Ready(Err(reason)) => assert!(reason.contains("too many requests waiting"), "{reason}"),
+        Poll::Ready(Err(reason)) => {
+            assert!(reason.to_string().contains("too many requests waiting"), "{reason}");
+        }
         other => panic!("{other:?}"),
     }
 }
