@@ -36,13 +36,16 @@ pub struct TimeTeller {
     /// Where the ledger ended at the last look: what happened to the clock since came after it.
     seen: Seq,
     drafts: Vec<Draft>,
+    /// Looks since the clock lost its trust, until that is logged: at a start it is often back before the next one.
+    unsaid: Option<u32>,
 }
 
 impl TimeTeller {
     /// Made before anything else is stored, so that a distrust from the start covers all of it.
     pub fn new(clock: Arc<dyn Clock>, ledger: SharedLedger) -> TimeTeller {
         let seen = ledger.head().borrow().seq + 1;
-        let mut teller = TimeTeller { clock, ledger, begun: Vec::new(), seen, drafts: Vec::new() };
+        let mut teller =
+            TimeTeller { clock, ledger, begun: Vec::new(), seen, drafts: Vec::new(), unsaid: None };
         teller.note_events();
         teller.compare_with_ledger();
         teller
@@ -67,6 +70,7 @@ impl TimeTeller {
     pub async fn tell(&mut self) {
         self.clock.wall();
         self.note_events();
+        self.warn_of_distrust();
         self.seen = self.next_seq();
         if !self.drafts.is_empty() {
             append(&self.ledger, std::mem::take(&mut self.drafts)).await;
@@ -96,9 +100,7 @@ impl TimeTeller {
                     self.note(change::CLOCK_STEPPED, fields);
                 }
                 ClockEvent::Untrusted => {
-                    tracing::warn!(
-                        "nobody vouches for the wall clock: readings are flagged until somebody does\n  hint: is a time server reachable? `timedatectl` tells"
-                    );
+                    self.unsaid = Some(0);
                     self.begun.push(self.seen);
                     let mut fields = self.reference();
                     fields.insert("wall".into(), rfc3339(self.clock.wall()).into());
@@ -109,9 +111,24 @@ impl TimeTeller {
         }
     }
 
+    fn warn_of_distrust(&mut self) {
+        self.unsaid = match self.unsaid {
+            Some(looks) if looks > 0 => {
+                tracing::warn!(
+                    "nobody vouches for the wall clock: readings are flagged until somebody does\n  hint: is a time server reachable? `timedatectl` tells"
+                );
+                None
+            }
+            Some(looks) => Some(looks + 1),
+            None => None,
+        };
+    }
+
     /// One record for each stretch that left records.
     fn note_fix(&mut self, stretches: &[Stretch]) {
-        tracing::info!("the wall clock is trusted");
+        if self.unsaid.take().is_none() {
+            tracing::info!("the wall clock is trusted");
+        }
         let begun = std::mem::take(&mut self.begun);
         let next = self.next_seq();
         let ends = begun.iter().skip(1).copied().chain([next]);
