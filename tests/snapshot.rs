@@ -199,3 +199,48 @@ async fn a_receipt_for_what_was_never_here_begins_a_new_ledger() {
     again.until("records of the new ledger", &mut consumer, |again| again.last(&new) > 8).await;
     assert!(again.last(&old) < confirmed, "nothing was sent under numbers that billing could not tell apart");
 }
+
+/// Copied while it runs, and killed within the same connection: the will says less than what was sent. Billing is asked
+/// before anything new is sent, and its receipt tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_the_running_directory_is_noticed_before_anything_new_is_sent() {
+    let broker = Mosquitto::open();
+    let rest = format!("confirm = \"billing\"\n{}", meters());
+    let mut gateway = Gateway::configured(broker.port, 1, &rest);
+    let mut consumer = Consumer::start(broker.port, "metering/v1/#", None).await;
+    let mut seen = Seen::default();
+    gateway.start();
+    let old = gateway.get("/api/v1/status")["ledger"].as_str().unwrap().to_owned();
+    seen.until("records", &mut consumer, |seen| seen.last(&old) >= 8).await;
+    consumer.say("receipt", &json!({"ledger": old, "confirmed_seq": 8})).await;
+    let cursors = gateway.path("data/ledger/cursors.json");
+    gateway.until("confirmed, durably", |_| {
+        let cursors: Value = serde_json::from_slice(&fs::read(&cursors).unwrap()).unwrap();
+        cursors["confirmed"] == 8
+    });
+    copy(&gateway.path("data"), &gateway.path("copy"));
+    let at = seen.last(&old);
+    seen.until("more records", &mut consumer, |seen| seen.last(&old) > at + 60).await;
+    gateway.kill();
+    seen.take(&mut consumer);
+    fs::rename(gateway.path("data"), gateway.path("later")).unwrap();
+    fs::rename(gateway.path("copy"), gateway.path("data")).unwrap();
+    let confirmed = seen.last(&old);
+    gateway.spawn();
+    let asked = consumer.next_json("records").await; // whatever it is, billing answers with what it has
+    let asked = asked["records"].as_array().unwrap().clone();
+    assert!(
+        asked.len() == 1 && asked[0]["seq"].as_u64() >= Some(8) && asked[0]["seq"].as_u64() <= Some(at),
+        "{asked:?}"
+    );
+    consumer.say("receipt", &json!({"ledger": old, "confirmed_seq": confirmed})).await;
+    another_ledger(&gateway, &old);
+    let first = first_record(&gateway);
+    assert!(first["reason"].as_str().unwrap().contains("billing has confirmed"), "{first}");
+    assert_eq!(first["old_ledger"], old.as_str());
+    seen.until("records of the new ledger", &mut consumer, |seen| {
+        seen.0.keys().any(|(ledger, seq)| *ledger != old && *seq > 4)
+    })
+    .await;
+    assert_eq!(seen.of_two_contents(), Vec::<&(String, u64)>::new(), "{}", gateway.log());
+}

@@ -306,7 +306,9 @@ impl Driver {
                 self.compare_answered(granted.first() == Some(&true));
             }
             LinkEvent::Subscribed(granted) => self.subscribed(&granted),
+            LinkEvent::Sent(pkid) if self.comparison.is_question(pkid) => {}
             LinkEvent::Sent(pkid) => self.session.handle(Event::Sent(pkid), now),
+            LinkEvent::Acknowledged(pkid, verdict) if self.question_acknowledged(pkid, &verdict) => {}
             LinkEvent::Acknowledged(pkid, verdict) => {
                 self.session.handle(Event::Acknowledged(pkid, verdict), now);
             }

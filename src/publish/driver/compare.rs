@@ -1,7 +1,9 @@
 //! Before anything is sent on a connection: what the broker holds of this ledger's status is compared with what this data
 //! directory knows. Stands between CONNACK and the session, which hears of the connection only afterwards.
 //!
-//! Which of both has seen more is `standing`'s to say; that a new ledger begins is the daemon's to do.
+//! Where billing's word frees a record, billing is asked as well: the last record that it has confirmed is sent again, and
+//! its receipt says how far it is. Which of both has seen more is `standing`'s to say; that a new ledger begins is the
+//! daemon's to do.
 
 use std::time::Duration;
 
@@ -12,10 +14,15 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    super::{link::Cause, payload::Receipt},
+    super::{
+        link::{Cause, Message},
+        payload::{self, MAX_RECORDS_BYTES, Receipt},
+        session::{Event, Verdict},
+    },
     Driver, TURN, changed,
+    records::RECORDS_SCHEMA,
 };
-use crate::{model::Warning, publish::session::Event};
+use crate::{config::Confirm, ledger::Cursor, model::Warning};
 
 /// How long a retained status is waited for behind the SUBACK. Most brokers send it at once; where there is none, the
 /// first records of a connection wait so long.
@@ -26,6 +33,20 @@ const SUBACK_LIMIT: Duration = Duration::from_secs(5);
 /// this subscription must not hold the records back.
 const LOSSES_TO_SKIP: u32 = 2;
 
+/// How long billing's receipt is waited for: it answers a message at once, or it is not there.
+const RECEIPT_WAIT: Duration = Duration::from_secs(2);
+
+/// The record that is sent again to hear from billing. The session knows nothing of it, nor of its acknowledgement.
+#[derive(Default)]
+enum Question {
+    #[default]
+    None,
+    /// Handed to the client.
+    Handed,
+    /// Left with this packet id.
+    Sent(u16),
+}
+
 /// How the comparison stands.
 #[derive(Default)]
 pub(super) struct Comparison {
@@ -34,6 +55,9 @@ pub(super) struct Comparison {
     /// When it ends without an answer.
     pub(super) until: Option<Instant>,
     answered: bool,
+    /// The status is compared, billing is being asked.
+    asks_billing: bool,
+    question: Question,
     losses: u32,
     /// Why there was none on this connection.
     skipped: Option<String>,
@@ -51,7 +75,16 @@ impl Comparison {
         if self.connected.take().is_some() {
             self.losses += 1;
         }
-        self.until = None;
+        (self.until, self.asks_billing, self.question) = (None, false, Question::None);
+    }
+
+    /// Whether a message that left is the question.
+    pub(super) fn is_question(&mut self, pkid: u16) -> bool {
+        let handed = matches!(self.question, Question::Handed);
+        if handed {
+            self.question = Question::Sent(pkid);
+        }
+        handed
     }
 
     pub(super) fn warning(&self) -> Option<Warning> {
@@ -80,9 +113,13 @@ impl Driver {
         }
     }
 
-    /// The SUBACK of that.
+    /// The SUBACK of that, or of the subscription to billing's answer.
     pub(super) fn compare_answered(&mut self, granted: bool) {
-        if granted {
+        if self.comparison.asks_billing {
+            if !(granted && self.ask_billing()) {
+                self.enter();
+            }
+        } else if granted {
             self.comparison.answered = true;
             self.comparison.until = Some(Instant::now() + RETAINED_PATIENCE);
         } else {
@@ -93,7 +130,7 @@ impl Driver {
 
     /// A message on `status`: ours from an earlier connection, unless others were there.
     pub(super) fn hear_status(&mut self, payload: &[u8], retained: bool) {
-        if !self.comparison.is_under_way() || !retained {
+        if !self.comparison.is_under_way() || self.comparison.asks_billing || !retained {
             return; // what we have just said ourselves
         }
         self.comparison.skipped = None;
@@ -118,7 +155,9 @@ impl Driver {
         if self.comparison.is_under_way()
             && self.comparison.until.is_some_and(|until| Instant::now() >= until)
         {
-            if self.comparison.answered {
+            if self.comparison.asks_billing {
+                self.enter();
+            } else if self.comparison.answered {
                 self.nothing_held();
                 self.compared();
             } else {
@@ -135,13 +174,63 @@ impl Driver {
         }
     }
 
+    /// Nothing speaks against this ledger by the status; billing is asked where it has ever confirmed anything.
     fn compared(&mut self) {
-        let Some(connected) = self.comparison.connected.take() else { return };
-        (self.comparison.until, self.comparison.losses) = (None, 0);
+        self.comparison.losses = 0;
         if let Some(link) = &self.link {
             link.unsubscribe(self.names.status()); // else all that we say comes back
         }
-        self.session.handle(connected, Instant::now().into_std());
+        if self.settings.confirm == Confirm::Broker || self.ledger.cursor(Cursor::Confirmed) == 0 {
+            return self.enter();
+        }
+        self.comparison.asks_billing = true;
+        self.comparison.until = Some(Instant::now() + RECEIPT_WAIT);
+        let receipts = self.names.receipt();
+        if !self.link.as_ref().is_some_and(|link| link.subscribe(vec![receipts])) {
+            self.lose("the client does not take a subscription", Cause::Said);
+        }
+    }
+
+    /// Sends the last confirmed record again; false where it is not kept.
+    fn ask_billing(&mut self) -> bool {
+        let last = self.ledger.cursor(Cursor::Confirmed);
+        let lines = self.ledger.read(last, 1, MAX_RECORDS_BYTES).unwrap_or_default();
+        if lines.first().is_none_or(|line| line.seq != last) {
+            return false;
+        }
+        let payload = payload::records(&self.names, self.ledger.id(), &lines);
+        let message = Message { topic: self.names.records(), payload, retain: false, schema: RECORDS_SCHEMA };
+        let handed = self.link.as_ref().is_some_and(|link| link.publish(message));
+        if handed {
+            self.comparison.question = Question::Handed;
+        }
+        handed
+    }
+
+    /// Whether it is the question that was acknowledged. Where nobody has it, nobody answers.
+    pub(super) fn question_acknowledged(&mut self, pkid: u16, verdict: &Verdict) -> bool {
+        if !matches!(self.comparison.question, Question::Sent(sent) if sent == pkid) {
+            return false;
+        }
+        self.comparison.question = Question::None;
+        if *verdict != Verdict::Accepted {
+            self.billing_answered();
+        }
+        true
+    }
+
+    /// A receipt for this ledger came, and does not speak against it; or none will.
+    pub(super) fn billing_answered(&mut self) {
+        if self.comparison.asks_billing {
+            self.enter();
+        }
+    }
+
+    fn enter(&mut self) {
+        (self.comparison.until, self.comparison.asks_billing) = (None, false);
+        if let Some(connected) = self.comparison.connected.take() {
+            self.session.handle(connected, Instant::now().into_std());
+        }
     }
 
     fn skip_comparison(&mut self, why: &str) {

@@ -23,7 +23,13 @@ impl Driver {
         match self.names.classify(topic) {
             Some(Down::Receipt) => match Receipt::parse(bytes) {
                 Ok(receipt) if self.is_disproved_by(&receipt) => {}
-                Ok(receipt) => self.receipt(receipt),
+                Ok(receipt) => {
+                    let ours = receipt.ledger == self.ledger.id();
+                    self.receipt(receipt);
+                    if ours {
+                        self.billing_answered();
+                    }
+                }
                 Err(error) => {
                     warn!(%error, "a receipt is ignored");
                     self.session.malformed_receipt();

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{ledger::LedgerError, model::Seq};
 
-const RECORDS_SCHEMA: &str = "meter-gateway/records/1";
+pub(super) const RECORDS_SCHEMA: &str = "meter-gateway/records/1";
 
 impl Driver {
     /// Reads one message's worth of records and hands it to the client.
