@@ -235,10 +235,11 @@ interval_secs = 60
     ];
 
     fn settings(dir: &Path, text: &str) -> Settings {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         for name in ["one", "two"] {
             fs::write(dir.join(name), "secret").unwrap();
-            fs::write(dir.join(format!("{name}.crt")), "BEGIN CERTIFICATE").unwrap();
-            fs::write(dir.join(format!("{name}.key")), "PRIVATE KEY").unwrap();
+            fs::write(dir.join(format!("{name}.crt")), made.cert.pem()).unwrap();
+            fs::write(dir.join(format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
         }
         fs::write(dir.join("gateway.toml"), text).unwrap();
         config::load(&dir.join("gateway.toml"), []).unwrap()

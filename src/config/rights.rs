@@ -46,8 +46,9 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("data")).unwrap();
         std::fs::write(at("password"), "secret").unwrap();
-        std::fs::write(at("client.crt"), "BEGIN CERTIFICATE").unwrap();
-        std::fs::write(at("client.key"), "PRIVATE KEY").unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(at("client.crt"), made.cert.pem()).unwrap();
+        std::fs::write(at("client.key"), made.signing_key.serialize_pem()).unwrap();
         let text = "[site]\nid = \"a\"\ntimezone = \"UTC\"\n[gateway]\nid = \"b\"\ndata_dir = \"data\"\n\
             [mqtt]\nurl = \"mqtts://localhost\"\nusername = \"b\"\npassword_file = \"password\"\n\
             cert_file = \"client.crt\"\nkey_file = \"client.key\"\n";
