@@ -30,12 +30,22 @@ pub struct Standing {
     /// This connection's, and that nobody can have used it before.
     session: u64,
     is_new: bool,
+    /// No connection was ever made for this ledger before: it has begun here.
+    begun_here: bool,
 }
 
 impl Standing {
     /// `session` is the last number that was given out before.
     pub fn new(ledger: &str, opened_at: Seq, session: u64) -> Standing {
-        Standing { ledger: ledger.to_owned(), opened_at, said: 0, used: session, session, is_new: false }
+        Standing {
+            ledger: ledger.to_owned(),
+            opened_at,
+            said: 0,
+            used: session,
+            session,
+            is_new: false,
+            begun_here: session == 0,
+        }
     }
 
     /// A connection is offered under this number, with a will that says `head`.
@@ -70,10 +80,11 @@ impl Standing {
         })
     }
 
-    /// The same by a receipt; up to `sent` records were sent since the publisher began.
+    /// The same by a receipt; up to `sent` records were sent since the publisher began. Of a ledger that has begun here nobody
+    /// else has had a record: that is a fault of who confirms, and would end one ledger after another.
     pub fn by_receipt(&self, receipt: &Receipt, sent: Seq) -> Option<String> {
         let known = self.opened_at.max(sent);
-        (receipt.ledger == self.ledger && receipt.confirmed_seq > known).then(|| {
+        (!self.begun_here && receipt.ledger == self.ledger && receipt.confirmed_seq > known).then(|| {
             format!(
                 "billing has confirmed seq {}; here it was at seq {known}: others have seen more of it (was a snapshot, or an older copy of the data directory, brought back?)",
                 receipt.confirmed_seq
@@ -172,5 +183,11 @@ mod tests {
         assert!(standing.by_receipt(&receipt(LEDGER, 151), 100).unwrap().contains("confirmed seq 151"));
         assert_eq!(standing.by_receipt(&receipt(LEDGER, 151), 151), None);
         assert_eq!(standing.by_receipt(&receipt("another", 999), 100), None);
+        // A consumer that confirms one too many must not end one ledger after another.
+        let mut begun = Standing::new(LEDGER, 3, 0);
+        begun.offered(1, 3);
+        assert_eq!(begun.by_receipt(&receipt(LEDGER, 4), 3), None);
+        begun.offered(2, 3);
+        assert_eq!(begun.by_receipt(&receipt(LEDGER, 4), 3), None);
     }
 }
