@@ -65,6 +65,12 @@ pub async fn run(context: Context) -> Vec<Outgoing> {
     Driver::new(context).run().await
 }
 
+/// Who waits for a SUBACK.
+enum Asked {
+    Comparison(Part),
+    Session(Vec<Part>),
+}
+
 #[allow(clippy::struct_excessive_bools)] // each is an edge of its own that was told or not
 struct Driver {
     settings: Mqtt,
@@ -94,7 +100,7 @@ struct Driver {
     /// Topics that the broker does not let us subscribe to.
     unheard: Vec<String>,
     /// Subscriptions without a SUBACK, one packet each.
-    asked: VecDeque<Vec<Part>>,
+    asked: VecDeque<Asked>,
     /// Topic of the last description that was sent.
     last_described: Option<String>,
     /// What is left out because connections end over it, as it was last logged.
@@ -302,9 +308,6 @@ impl Driver {
                 self.keeps_retained(retain);
                 self.compare(Event::Connected { receive_max, keep_alive }, retain);
             }
-            LinkEvent::Subscribed(granted) if self.comparison.is_under_way() => {
-                self.compare_answered(granted.first() == Some(&true));
-            }
             LinkEvent::Subscribed(granted) => self.subscribed(&granted),
             LinkEvent::Sent(pkid) if self.comparison.is_question(pkid) => {}
             LinkEvent::Sent(pkid) => self.session.handle(Event::Sent(pkid), now),
@@ -327,14 +330,21 @@ impl Driver {
 
     fn subscribe(&mut self, parts: Vec<Part>) {
         let filters = parts.iter().map(|part| self.topic(*part)).collect();
-        self.asked.push_back(parts);
+        self.asked.push_back(Asked::Session(parts));
         if !self.link.as_ref().is_some_and(|link| link.subscribe(filters)) {
             self.lose("the client does not take the subscriptions", Cause::Said);
         }
     }
 
     fn subscribed(&mut self, granted: &[bool]) {
-        for (nth, part) in self.asked.pop_front().unwrap_or_default().into_iter().enumerate() {
+        let parts = match self.asked.pop_front() {
+            Some(Asked::Comparison(part)) => {
+                return self.compare_answered(part, granted.first() == Some(&true));
+            }
+            Some(Asked::Session(parts)) => parts,
+            None => Vec::new(),
+        };
+        for (nth, part) in parts.into_iter().enumerate() {
             if granted.get(nth) != Some(&true) && part != Part::Descriptions {
                 let topic = self.topic(part);
                 error!(

@@ -17,9 +17,9 @@ use super::{
     super::{
         link::{Cause, Message},
         payload::{self, MAX_RECORDS_BYTES, Receipt},
-        session::{Event, Verdict},
+        session::{Event, Part, Verdict},
     },
-    Driver, TURN, changed,
+    Asked, Driver, TURN, changed,
     records::RECORDS_SCHEMA,
 };
 use crate::{config::Confirm, ledger::Cursor, model::Warning};
@@ -102,19 +102,31 @@ impl Driver {
         }
         if self.comparison.losses >= LOSSES_TO_SKIP {
             self.comparison.losses = 0;
-            self.skip_comparison("connections end over the subscription to the gateway's own status");
+            self.skip_comparison(
+                "connections end over the comparison with the gateway's own status and billing's receipts",
+            );
             return self.session.handle(connected, Instant::now().into_std());
         }
         (self.comparison.connected, self.comparison.answered) = (Some(connected), false);
         self.comparison.until = Some(Instant::now() + SUBACK_LIMIT);
-        let status = self.names.status();
-        if !self.link.as_ref().is_some_and(|link| link.subscribe(vec![status])) {
+        self.compare_by(Part::Status);
+    }
+
+    /// A subscription with one packet; its SUBACK is known by its place among the others. What the broker holds may come
+    /// before it.
+    fn compare_by(&mut self, part: Part) {
+        let topic = self.topic(part);
+        self.asked.push_back(Asked::Comparison(part));
+        if !self.link.as_ref().is_some_and(|link| link.subscribe(vec![topic])) {
             self.lose("the client does not take a subscription", Cause::Said);
         }
     }
 
-    /// The SUBACK of that, or of the subscription to billing's answer.
-    pub(super) fn compare_answered(&mut self, granted: bool) {
+    /// The SUBACK of the subscription to the status, or to billing's answer.
+    pub(super) fn compare_answered(&mut self, part: Part, granted: bool) {
+        if !self.comparison.is_under_way() || self.comparison.asks_billing != (part == Part::Receipts) {
+            return; // what was waited for has come already
+        }
         if self.comparison.asks_billing {
             if !(granted && self.ask_billing()) {
                 self.enter();
@@ -176,7 +188,6 @@ impl Driver {
 
     /// Nothing speaks against this ledger by the status; billing is asked where it has ever confirmed anything.
     fn compared(&mut self) {
-        self.comparison.losses = 0;
         if let Some(link) = &self.link {
             link.unsubscribe(self.names.status()); // else all that we say comes back
         }
@@ -185,10 +196,7 @@ impl Driver {
         }
         self.comparison.asks_billing = true;
         self.comparison.until = Some(Instant::now() + RECEIPT_WAIT);
-        let receipts = self.names.receipt();
-        if !self.link.as_ref().is_some_and(|link| link.subscribe(vec![receipts])) {
-            self.lose("the client does not take a subscription", Cause::Said);
-        }
+        self.compare_by(Part::Receipts);
     }
 
     /// Sends the last confirmed record again; false where it is not kept.
@@ -227,7 +235,7 @@ impl Driver {
     }
 
     fn enter(&mut self) {
-        (self.comparison.until, self.comparison.asks_billing) = (None, false);
+        (self.comparison.until, self.comparison.asks_billing, self.comparison.losses) = (None, false, 0);
         if let Some(connected) = self.comparison.connected.take() {
             self.session.handle(connected, Instant::now().into_std());
         }
@@ -275,5 +283,143 @@ impl Driver {
                 () = sleep(TURN) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+    use bytes::Bytes;
+    use futures_util::future::BoxFuture;
+    use serde_json::{Map, Value, json};
+    use tokio::{
+        sync::{mpsc, watch},
+        time::timeout,
+    };
+
+    use super::super::{
+        super::{
+            link::{Broker, Link, LinkEvent, Message, Offer},
+            topics::Topics,
+        },
+        Context, PublisherState, run,
+    };
+    use crate::{
+        config::{Confirm, Mqtt, MqttVersion},
+        ledger::{Cursor, Ledger, MemoryLedger},
+        model::{ClockState, Draft, Utc},
+    };
+
+    const LEDGER: &str = "0123456789abcdef0123456789abcdef";
+
+    /// A broker that sends what it holds before its SUBACK, as MQTT allows.
+    struct Early {
+        /// It ends a connection that subscribes to receipts alone.
+        hangs_up: bool,
+    }
+
+    struct EarlyLink {
+        hangs_up: bool,
+        say: mpsc::UnboundedSender<LinkEvent>,
+        said: mpsc::UnboundedReceiver<LinkEvent>,
+    }
+
+    impl Broker for Early {
+        fn connect(&self, _: Offer) -> Box<dyn Link> {
+            let (say, said) = mpsc::unbounded_channel();
+            let keep_alive = Duration::from_secs(20);
+            let connected =
+                LinkEvent::Connected { receive_max: 10, max_packet: 100_000, keep_alive, retain: true };
+            say.send(connected).unwrap();
+            Box::new(EarlyLink { hangs_up: self.hangs_up, say, said })
+        }
+    }
+
+    impl Link for EarlyLink {
+        fn event(&mut self) -> BoxFuture<'_, LinkEvent> {
+            Box::pin(async { self.said.recv().await.unwrap() })
+        }
+
+        fn max_payload(&self, _: &str) -> usize {
+            100_000
+        }
+
+        fn publish(&self, _: Message) -> bool {
+            true
+        }
+
+        fn subscribe(&self, filters: Vec<String>) -> bool {
+            for topic in filters.iter().filter(|topic| topic.ends_with("/status")) {
+                let payload = json!({"ledger": LEDGER, "session": 0, "last_seq": 0}).to_string();
+                let payload = Bytes::from(payload);
+                self.say.send(LinkEvent::Message { topic: topic.clone(), payload, retained: true }).unwrap();
+            }
+            let receipts_alone = matches!(&*filters, [topic] if topic.ends_with("/receipt"));
+            let answer = if self.hangs_up && receipts_alone {
+                LinkEvent::Failed("no such thing here".into())
+            } else {
+                LinkEvent::Subscribed(vec![true; filters.len()])
+            };
+            self.say.send(answer).is_ok()
+        }
+
+        fn disconnect(&self) {}
+    }
+
+    /// The publisher's state once it is online.
+    async fn online(broker: Early, confirm: Confirm) -> PublisherState {
+        let ledger = MemoryLedger::new(LEDGER);
+        let draft = Draft::change("test", Map::new(), Utc::UNIX_EPOCH, ClockState::Synced);
+        ledger.append(vec![draft]).await.unwrap();
+        ledger.advance(Cursor::Acknowledged, 1);
+        ledger.advance(Cursor::Confirmed, 1);
+        let (state, mut shown) = watch::channel(PublisherState::default());
+        let (_inbox, requests) = mpsc::channel(1);
+        let (events, _heard) = mpsc::channel(1);
+        let (_status, status) = watch::channel(Value::Null);
+        let (_inventory, inventory) = watch::channel(BTreeMap::new());
+        let (_stop, shutdown) = watch::channel(false);
+        let text = |text: &str| text.to_owned();
+        let publisher = tokio::spawn(run(Context {
+            settings: Mqtt {
+                host: text("broker"),
+                port: 1883,
+                tls: None,
+                version: MqttVersion::V5,
+                topic_prefix: text("metering/v1"),
+                client_id: text("gw-01"),
+                username: None,
+                password_file: None,
+                confirm,
+            },
+            names: Topics { prefix: text("metering/v1"), site: text("s"), gateway: text("gw-01") },
+            ledger: Arc::new(ledger),
+            inbox: requests,
+            events,
+            status,
+            inventory,
+            state,
+            shutdown,
+            broker: Arc::new(broker),
+        }));
+        let online = timeout(Duration::from_secs(600), shown.wait_for(|state| state.connected)).await;
+        let online = online.expect("it comes online").unwrap().clone();
+        publisher.abort();
+        online
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_comes_before_its_suback_is_no_refused_subscription() {
+        for confirm in [Confirm::Broker, Confirm::Billing] {
+            let online = online(Early { hangs_up: false }, confirm).await;
+            assert_eq!((online.last_error, online.warnings), (None, vec![]), "{confirm:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_hangs_up_on_the_question_holds_nothing_back() {
+        let online = online(Early { hangs_up: true }, Confirm::Billing).await;
+        assert_eq!(online.warnings[0].code, "end_not_compared");
     }
 }
