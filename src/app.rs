@@ -212,8 +212,7 @@ impl Daemon {
             let telemetry = self.house.telemetry();
             let before =
                 self.clock.wall() - TimeDelta::days(telemetry.settings().reading.retention_days.into());
-            let (files, ledger) = (Arc::clone(&self.files), Arc::clone(&telemetry.ledger));
-            tokio::spawn(retain(files, ledger, Arc::clone(&self.clock), before));
+            tokio::spawn(past::look_for_old(Arc::clone(&self.files), Arc::clone(telemetry), before));
         }
         self.house.supervise()
     }

@@ -17,6 +17,7 @@ use crate::{
     },
     model::{ClockState, Draft, Slots, Utc, change, rfc3339},
     pipeline,
+    telemetry::Telemetry,
 };
 
 /// How long the house waits for its own records to be stored.
@@ -63,6 +64,26 @@ pub(super) fn incident_drafts(incident: &str, clock: &Arc<dyn Clock>) -> [Draft;
         Draft::change(change::LEDGER_INCIDENT, detail, now, state),
         Draft::raised((id, "store_incident", severity), evidence, now, state),
     ]
+}
+
+/// Code of the warning that nothing is removed although, by a clock that is not trusted, something is old.
+const RETENTION_WAITS: &str = "retention_waits";
+
+/// The hourly look for old segments. While the clock is not trusted nothing is removed, and the disk fills: the operator is
+/// warned then, and as soon as something is old by that clock.
+pub(super) async fn look_for_old(files: Arc<FileLedger>, telemetry: Arc<Telemetry>, before: Utc) {
+    let clock = Arc::clone(&telemetry.clock);
+    let waits = clock.state() == ClockState::Unsynced && {
+        let files = Arc::clone(&files);
+        matches!(tokio::task::spawn_blocking(move || files.has_older(before)).await, Ok(Ok(true)))
+    };
+    if waits && !telemetry.warnings().iter().any(|warning| warning.code == RETENTION_WAITS) {
+        tracing::warn!("old records are kept, because the clock is not synchronised: the disk will fill");
+    }
+    let text = "records older than retention_days are kept, because the clock is not synchronised; the disk will fill: \
+                make a time server reachable, or enlarge the disk";
+    telemetry.warn(RETENTION_WAITS, waits.then(|| text.to_owned()));
+    retain(files, Arc::clone(&telemetry.ledger), clock, before).await;
 }
 
 /// Removes whole segments that are older than `before` and that nobody needs any more, and says so. Nothing while the clock
@@ -256,6 +277,12 @@ mod tests {
         let ahead = site.clock.wall() + FOUR_YEARS;
         site.clock = Arc::new(SimulatedClock::starting_at(ahead, ClockState::Unsynced));
         assert_eq!(site.look().await, (1, 1));
+        let two_days = |site: &Site| site.clock.wall() - TimeDelta::days(2);
+        assert!(
+            site.files.has_older(two_days(&site)).unwrap(),
+            "something waits, and the operator is warned"
+        );
+        assert!(!site.files.has_older(two_days(&site) - FOUR_YEARS).unwrap());
         site.record(40, MINUTE).await;
         assert_eq!(site.look().await, (1, 1));
         // Vouched for it is no better: the records are minutes old.

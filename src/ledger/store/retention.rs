@@ -40,6 +40,14 @@ impl FileLedger {
         }
     }
 
+    /// Whether the oldest records that could be removed are older than `before`, by their own times. Blocks.
+    pub fn has_older(&self, before: Utc) -> Result<bool, LedgerError> {
+        let oldest = self.shared.state().sealed.values().next().cloned();
+        let Some(oldest) = oldest else { return Ok(false) };
+        let known = self.shared.header(&oldest)?;
+        Ok(known.is_some_and(|known| known.header.recorded_ms < before.timestamp_millis()))
+    }
+
     fn prune_into(
         &self,
         before: Utc,
