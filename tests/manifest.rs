@@ -605,7 +605,7 @@ fn a_running_daemon_rotates_and_answers_on_its_socket_only() {
     let refused = {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let ask = "POST /api/v1/identity/rotate HTTP/1.1\r\nhost: gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let ask = "POST /api/v1/identity/rotate HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         stream.write_all(ask.as_bytes()).unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).unwrap();

@@ -102,9 +102,10 @@ impl SerialPort {
             .custom_flags(flags.bits().cast_signed())
             .open(device)
             .map_err(|e| match remedy(device, e.kind()) {
-                Some(remedy) => {
-                    io::Error::new(e.kind(), format!("{}: {e}\n  hint: {remedy}", device.display()))
-                }
+                Some(remedy) => io::Error::new(
+                    e.kind(),
+                    format!("{}: cannot be opened: {e}\n  hint: {remedy}", device.display()),
+                ),
                 None => at("cannot be opened", e),
             })?;
         // flock for everyone, TIOCEXCL for programs that know nothing of flock (root passes it).

@@ -23,7 +23,7 @@ use super::{
 use crate::model::{ClockState, GENESIS, Seq, Utc};
 
 /// Session numbers that a proved restore passes over: more connections than the time since any backup can have had.
-const PROVED_SESSIONS: u64 = 1_000_000;
+pub const PROVED_SESSIONS: u64 = 1_000_000;
 /// Bytes copied at once.
 const BLOCK: usize = 256 * 1024;
 

@@ -25,6 +25,7 @@ pub mod summary;
 mod tests;
 mod writer;
 
+pub use backup::PROVED_SESSIONS;
 pub use condition::{Condition, MirrorState, Refusal};
 pub use files::replace;
 pub use memory::MemoryLedger;

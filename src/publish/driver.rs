@@ -205,7 +205,7 @@ impl Driver {
                 Action::WaitUntil(until) => {
                     self.show(); // here, because what is shown as acknowledged must be in the ledger already
                     if self.stop_by.is_some_and(|by| {
-                        !self.session.is_online() || self.session.in_flight() == 0 || Instant::now() >= by
+                        !self.session.is_online() || self.session.is_idle() || Instant::now() >= by
                     }) {
                         self.farewell().await;
                         self.show();
@@ -260,7 +260,8 @@ impl Driver {
 
     fn notice_shutdown(&mut self) {
         if self.stop_by.is_none() && *self.shutdown.borrow_and_update() {
-            self.session.stop();
+            let head = self.head.borrow_and_update().seq;
+            self.session.handle(Event::Stored(head), Instant::now().into_std()); // all that the end has stored
             self.stop_by = Some(Instant::now() + LAST_ACKS);
             while let Ok(message) = self.inbox.try_recv() {
                 self.take(message);
@@ -418,6 +419,7 @@ impl Driver {
     }
 
     async fn farewell(&mut self) {
+        self.session.stop();
         if !self.session.is_online() {
             self.link = None;
             return;

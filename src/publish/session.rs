@@ -382,6 +382,11 @@ impl Session {
         self.stopping = true;
     }
 
+    /// Nothing is on its way, and nothing can be sent now: an end need not wait.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight() == 0 && (self.next > self.head || self.paused_until.is_some())
+    }
+
     /// What waits to be sent once more, at the end of this session.
     pub fn into_replays(self) -> impl Iterator<Item = (Seq, Seq)> {
         self.resends.into_ranges().map(RangeInclusive::into_inner)

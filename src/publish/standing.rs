@@ -7,7 +7,7 @@
 use serde::Deserialize;
 
 use super::payload::{MAX_PACKET_BYTES, Receipt};
-use crate::model::Seq;
+use crate::{ledger::PROVED_SESSIONS, model::Seq};
 
 /// What of a `status` payload says how far a ledger was.
 #[derive(Deserialize)]
@@ -67,7 +67,8 @@ impl Standing {
     pub fn by_status(&self, payload: &[u8]) -> Option<String> {
         let payload = (payload.len() <= MAX_PACKET_BYTES).then_some(payload)?;
         let status: Status = serde_json::from_slice(payload).ok()?;
-        if status.ledger != self.ledger {
+        // A proved restore goes on far behind every session that was before it: what those said was proved not to be needed.
+        if status.ledger != self.ledger || status.session.saturating_add(PROVED_SESSIONS) <= self.used {
             return None;
         }
         let known = self.opened_at.max(self.said);
@@ -112,6 +113,14 @@ mod tests {
         let mut standing = Standing::new(LEDGER, 150, 5);
         standing.offered(6, 152);
         standing
+    }
+
+    #[test]
+    fn a_proved_restore_goes_on_though_the_broker_has_heard_of_more() {
+        let mut restored = Standing::new(LEDGER, 46, 1 + PROVED_SESSIONS);
+        restored.offered(2 + PROVED_SESSIONS, 49);
+        assert_eq!(restored.by_status(&status(1, 55)), None, "of before the restore");
+        assert!(restored.by_status(&status(2 + PROVED_SESSIONS, 60)).is_some(), "of behind it");
     }
 
     #[test]
