@@ -5,8 +5,9 @@
 mod gateway;
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
 };
 
 use gateway::Gateway;
@@ -38,11 +39,11 @@ fn free_port() -> u16 {
 fn send(stream: &mut (impl Read + Write), request: &str, headers: &[&str], body: &str) -> (u16, String) {
     let headers = headers.iter().fold(String::new(), |all, header| all + header + "\r\n");
     let (json, length) = ("content-type: application/json", body.len());
-    write!(
-        stream,
-        "{request} HTTP/1.1\r\n{headers}{json}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
-    )
-    .unwrap();
+    let head = format!(
+        "{request} HTTP/1.1\r\n{headers}{json}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body.as_bytes()).unwrap();
     let mut said = String::new();
     stream.read_to_string(&mut said).unwrap();
     let status = said.split(' ').nth(1).unwrap().parse().unwrap();
@@ -140,5 +141,18 @@ fn what_acts_can_be_confined_to_the_socket_and_a_proxy_has_its_name() {
     let (status, _) =
         send(&mut socket(), "POST /api/v1/read", &["host: daemon", "origin: http://evil.example"], read);
     assert_eq!(status, 403, "through a proxy to the socket");
+
+    // A refusal waits for the whole request: over unread bytes the connection would be reset, and the answer lost.
+    let mut early = socket();
+    let head = "POST /api/v1/read HTTP/1.1\r\nhost: daemon\r\norigin: http://evil.example\r\n\
+                content-length: 1\r\nconnection: close\r\n\r\n";
+    early.write_all(head.as_bytes()).unwrap();
+    early.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert_eq!(early.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "answered too early");
+    early.write_all(b"0").unwrap();
+    early.set_read_timeout(None).unwrap();
+    let mut said = String::new();
+    early.read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("HTTP/1.1 403"), "{said}");
     assert_eq!(actions(&gateway).len(), 1);
 }

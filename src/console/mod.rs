@@ -13,9 +13,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{Query, Request, State},
     http::{StatusCode, header},
-    middleware::from_fn_with_state,
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -105,8 +105,8 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/api/v1/read", post(read))
         .route("/api/v1/ledger/replay", post(replay))
         .route("/api/v1/ledger/manifest", get(manifest))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(Arc::clone(&console), guard::guard))
+        .layer(from_fn(whole))
         .with_state(console)
 }
 
@@ -115,9 +115,22 @@ pub fn owner_router(console: Arc<Console>) -> Router {
     Router::new()
         .route("/api/v1/identity/rotate", post(rotate))
         .route("/api/v1/ledger/backup", post(backup))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(Arc::clone(&console), guard::guard))
+        .layer(from_fn(whole))
         .with_state(console)
+}
+
+/// Takes the whole body before anything is answered: a connection that is closed over unread bytes is reset, and takes the
+/// answer with it.
+async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match axum::body::to_bytes(body, MAX_BODY_BYTES).await {
+        Ok(body) => next.run(Request::from_parts(head, body.into())).await,
+        Err(_) => {
+            let why = format!("the body did not arrive, or has more than {MAX_BODY_BYTES} bytes");
+            refuse(StatusCode::PAYLOAD_TOO_LARGE, why)
+        }
+    }
 }
 
 fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {
