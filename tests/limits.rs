@@ -48,11 +48,11 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
     ("src/model/slots.rs", "MOST_BESIDE_MS", "a spread, not a bound of anything that grows"),
     ("src/model/time.rs", "SLEW", "what counts as a step"),
     ("src/model/time.rs", "STEP", "what counts as a step"),
-    ("src/profile/plan.rs", "END_OF_TABLE", "a fact of Modbus"),
     ("src/profile/size.rs", "EVIDENCE_BYTES", "an estimate"),
     ("src/profile/size.rs", "FRAME_BYTES", "an estimate"),
     ("src/profile/size.rs", "VALUE_BYTES", "an estimate"),
     ("src/profile/section.rs", "TYPO_LETTERS", "taste"),
+    ("src/protocol/dlt645.rs", "FRAME_CHARS", "a fact of DL/T 645"),
     ("src/protocol/modbus.rs", "REPLY_OVERHEAD_CHARS", "a fact of Modbus"),
     ("src/protocol/modbus.rs", "REQUEST_CHARS", "a fact of Modbus"),
     ("src/protocol/wire.rs", "NETWORK_ROUND_TRIP", "an assumption of the poll plan"),
@@ -121,7 +121,8 @@ fn sources() -> BTreeMap<String, String> {
     found
 }
 
-/// Constants that can bound something by their type: numbers, ranges and pairs of numbers, spans of time.
+/// Constants that can bound something by their type: numbers, ranges and pairs of numbers, spans of time. What is
+/// written in hexadecimal is a code or a mask.
 fn constants(sources: &BTreeMap<String, String>) -> Known<String> {
     const NUMBERS: [&str; 10] =
         ["usize", "u8", "u16", "u32", "u64", "i16", "i32", "i64", "Duration", "TimeDelta"];
@@ -136,7 +137,7 @@ fn constants(sources: &BTreeMap<String, String>) -> Known<String> {
             let mut words = kind
                 .split(|c: char| !c.is_ascii_alphanumeric())
                 .filter(|word| !matches!(*word, "" | "std" | "time" | "chrono" | "ops" | "RangeInclusive"));
-            if words.all(|word| NUMBERS.contains(&word)) && !kind.contains('[') {
+            if words.all(|word| NUMBERS.contains(&word)) && !kind.contains('[') && !value.contains(" 0x") {
                 found.insert((file.clone(), name.trim().to_owned()), value.trim().to_owned());
             }
         }

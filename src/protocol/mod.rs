@@ -3,6 +3,7 @@
 //!
 //! Modbus is the first protocol of four: a new one adds a variant to [`Question`] and [`Payload`] and a codec.
 
+pub mod dlt645;
 pub mod modbus;
 mod wire;
 
