@@ -147,8 +147,11 @@ pub async fn run(
             };
             let asked = json!({"from": from, "to": to, "by": by});
             match running.daemon.post_json("/api/v1/ledger/replay", &asked).await {
-                Ok(_) => {
-                    println!("seq {from} to {to} will be published again");
+                Ok(said) => {
+                    let merged = said.get("merged").is_some_and(|merged| *merged == true);
+                    let what =
+                        if merged { "is being published again already" } else { "will be published again" };
+                    println!("seq {from} to {to} {what}");
                     Ok(ExitCode::SUCCESS)
                 }
                 Err(error) => no(error),

@@ -18,6 +18,8 @@ use crate::{
 const ACTIONS_AT_ONCE: u32 = 120;
 /// Beyond those, one in this time: sixty a minute.
 const ACTION_EVERY: Duration = Duration::from_secs(1);
+/// A replay that is asked for so soon after the same was sent is the same request: several programs saw one gap.
+const REPLAY_AGAIN: Duration = Duration::from_secs(5);
 /// Askers that are counted apart; more share one count.
 const MAX_ASKERS: usize = 64;
 
@@ -127,7 +129,7 @@ impl Console {
     }
 
     /// Queues a range of records to be sent again with their original bytes, once it is on record who asked for it. What waits
-    /// already, or is a part of what waits, is not queued and not recorded again.
+    /// already, is on its way or was sent a moment ago is not queued and not recorded again.
     pub async fn replay(&self, who: &Asker, from: Seq, to: Seq) -> Result<Value, Refusal> {
         let ledger = &self.telemetry.ledger;
         let (first, last) = (ledger.first(), ledger.head().borrow().seq);
@@ -145,8 +147,10 @@ impl Console {
                 format!("seq {from} is still on its way: up to {last} was sent, the rest goes by itself");
             return Err(said.into());
         }
-        if publisher.replays.iter().any(|range| range.contains(&from) && range.contains(&to)) {
-            return Ok(json!({"from": from, "to": to}));
+        let sent = publisher.replayed.filter(|replayed| replayed.at.elapsed() < REPLAY_AGAIN);
+        let known = || publisher.replays.iter().chain(sent.as_ref().map(|replayed| &replayed.range));
+        if known().any(|range| range.contains(&from) && range.contains(&to)) {
+            return Ok(json!({"from": from, "to": to, "merged": true}));
         }
         if publisher.replays.len() >= MAX_REPLAYS {
             return Err(format!("{MAX_REPLAYS} replays are waiting: try again later").into());

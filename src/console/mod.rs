@@ -124,13 +124,11 @@ pub fn owner_router(console: Arc<Console>) -> Router {
 /// answer with it.
 async fn whole(request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match axum::body::to_bytes(body, MAX_BODY_BYTES).await {
-        Ok(body) => next.run(Request::from_parts(head, body.into())).await,
-        Err(_) => {
-            let why = format!("the body did not arrive, or has more than {MAX_BODY_BYTES} bytes");
-            refuse(StatusCode::PAYLOAD_TOO_LARGE, why)
-        }
-    }
+    let Ok(body) = axum::body::to_bytes(body, MAX_BODY_BYTES).await else {
+        let why = format!("the body did not arrive, or has more than {MAX_BODY_BYTES} bytes");
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, why);
+    };
+    next.run(Request::from_parts(head, body.into())).await
 }
 
 fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {

@@ -17,7 +17,7 @@ mod words;
 
 pub use parts::Part;
 pub use receipts::{MAX_PARKED, Note};
-pub use resend::{MAX_REPLAYS, Reason, Resend};
+pub use resend::{MAX_REPLAYS, Reason, Replayed, Resend};
 pub use words::{Action, Event, Fault, Tag, Verdict};
 
 use std::{
@@ -443,9 +443,14 @@ impl Session {
         self.size.limit()
     }
 
-    /// Replays that wait for their turn, as far as they were not sent yet.
-    pub fn replays_waiting(&self) -> impl ExactSizeIterator<Item = &RangeInclusive<Seq>> {
-        self.resends.replays().iter()
+    /// Replays that wait for their turn or are on their way, as they were asked for.
+    pub fn replays_waiting(&self) -> impl ExactSizeIterator<Item = RangeInclusive<Seq>> {
+        self.resends.replays()
+    }
+
+    /// The last replay that was sent to its end.
+    pub fn replayed(&self) -> Option<&Replayed> {
+        self.resends.replayed()
     }
 
     /// Receipts that cannot be read, for another ledger, or for what was never sent.

@@ -87,7 +87,7 @@ impl Gateway {
         self.program(arguments).output().unwrap()
     }
 
-    fn program(&self, arguments: &[&str]) -> Command {
+    pub fn program(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_meter-gateway"));
         command.arg("--config").arg(self.config()).args(arguments).env_remove("METER_GATEWAY_CONFIG");
         command

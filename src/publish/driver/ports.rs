@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use super::super::{
     link::Broker,
     payload::{Command, Rejected, Response},
+    session::Replayed,
     topics::Topics,
 };
 use crate::{
@@ -82,8 +83,10 @@ pub struct PublisherState {
     pub rejected_unlisted: u64,
     /// Acknowledged records wait for a receipt since then, and that is longer than billing may take.
     pub awaiting_receipt_since: Option<std::time::Instant>,
-    /// Replays that wait for their turn, as far as they were not sent yet.
+    /// Replays that wait for their turn or are on their way, as they were asked for.
     pub replays: Vec<RangeInclusive<Seq>>,
+    /// The last replay that was sent to its end.
+    pub replayed: Option<Replayed>,
     /// Requests for replays that were taken out of the inbox since the start.
     pub replays_taken: u64,
     /// Receipts that cannot be read, for another ledger or for records that were never sent.

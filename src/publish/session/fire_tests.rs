@@ -227,7 +227,7 @@ fn refused_replays_keep_their_order_and_do_not_pile_up() {
     for pkid in [3, 2, 4] {
         s.handle(Event::Acknowledged(pkid, Verdict::Failed("0x97".into())), now);
     }
-    assert!(s.replays_waiting().eq(&[501..=2_000]), "joined again");
+    assert!(s.replays_waiting().eq([501..=2_000]), "joined again");
     let later = now + Duration::from_secs(10);
     assert_eq!(send(&mut s, 5, later), replay(501));
     s.handle(Event::Acknowledged(5, Verdict::Accepted), later);

@@ -46,20 +46,45 @@ pub enum Reason {
     Replay,
 }
 
-/// What billing lacks: one range, of which everything before `next` was sent.
+/// A range that was asked for, of which everything before `next` was sent.
 #[derive(Debug)]
-struct Gap {
+struct Asked {
     from: Seq,
     next: Seq,
     to: Seq,
 }
 
+impl Asked {
+    fn new(from: Seq, to: Seq) -> Asked {
+        Asked { from, next: from, to }
+    }
+
+    fn holds(&self, range: &RangeInclusive<Seq>) -> bool {
+        self.from <= *range.start() && *range.end() <= self.to
+    }
+
+    fn touches(&self, from: Seq, to: Seq) -> bool {
+        self.from <= to.saturating_add(1) && from <= self.to.saturating_add(1)
+    }
+}
+
+/// A replay of which everything was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// What was asked for.
+    pub range: RangeInclusive<Seq>,
+    /// When its last message was handed over.
+    pub at: Instant,
+}
+
 /// What is due once more.
 #[derive(Debug)]
 pub(super) struct Resends {
-    gap: Option<Gap>,
+    /// What billing lacks.
+    gap: Option<Asked>,
     /// Ranges that neither overlap nor touch.
-    replays: VecDeque<RangeInclusive<Seq>>,
+    replays: VecDeque<Asked>,
+    replayed: Option<Replayed>,
     gap_is_next: bool,
     /// When what was sent so far is within the rate.
     paid_at: Instant,
@@ -67,7 +92,7 @@ pub(super) struct Resends {
 
 impl Resends {
     pub(super) fn new(now: Instant) -> Resends {
-        Resends { gap: None, replays: VecDeque::new(), gap_is_next: true, paid_at: now }
+        Resends { gap: None, replays: VecDeque::new(), replayed: None, gap_is_next: true, paid_at: now }
     }
 
     /// Asks for what billing lacks, in order. A later request goes on where an earlier one is.
@@ -79,7 +104,7 @@ impl Resends {
                 Resend::Merged
             }
             gap => {
-                *gap = Some(Gap { from, next: from, to });
+                *gap = Some(Asked::new(from, to));
                 Resend::Queued(from..=to)
             }
         }
@@ -94,45 +119,52 @@ impl Resends {
         self.gap.is_some()
     }
 
-    /// Asks for a replay; what touches one that waits becomes a part of it.
+    /// Asks for a replay; what touches one that is not sent to its end becomes a part of it, and goes on where that is.
     pub(super) fn ask(&mut self, range: RangeInclusive<Seq>) -> Resend {
-        let (mut from, mut to) = range.clone().into_inner();
-        let touches =
-            |r: &RangeInclusive<Seq>| *r.start() <= to.saturating_add(1) && from <= r.end().saturating_add(1);
-        let known: Vec<usize> =
-            (0..self.replays.len()).filter(|nth| self.replays.get(*nth).is_some_and(touches)).collect();
-        let Some(place) = known.first().copied() else {
+        if self.replays.iter().any(|asked| asked.holds(&range)) {
+            return Resend::Merged;
+        }
+        let (from, to) = range.clone().into_inner();
+        let mut all = Asked::new(from, to);
+        let touches = |asked: &Asked| asked.touches(from, to);
+        let Some(place) = self.replays.iter().position(touches) else {
             if self.replays.len() >= MAX_REPLAYS {
                 return Resend::Full;
             }
-            self.replays.push_back(range.clone());
+            self.replays.push_back(all);
             return Resend::Queued(range);
         };
-        if self.replays.get(place).is_some_and(|r| *r.start() <= from && to <= *r.end()) {
-            return Resend::Merged;
-        }
-        for nth in known.into_iter().rev() {
-            if let Some(part) = self.replays.remove(nth) {
-                (from, to) = (from.min(*part.start()), to.max(*part.end()));
+        let (parts, others) = std::mem::take(&mut self.replays).into_iter().partition(touches);
+        self.replays = others;
+        for part in parts {
+            if part.from <= all.from {
+                all.next = part.next; // only the first one that waits is begun
             }
+            (all.from, all.to) = (all.from.min(part.from), all.to.max(part.to));
         }
-        self.replays.insert(place, from..=to);
+        self.replays.insert(place, all);
         Resend::Queued(range)
     }
 
     pub(super) fn into_ranges(self) -> impl Iterator<Item = RangeInclusive<Seq>> {
-        self.gap.into_iter().map(|gap| gap.next..=gap.to).chain(self.replays)
+        self.gap.into_iter().chain(self.replays).map(|asked| asked.next..=asked.to)
     }
 
-    pub(super) fn replays(&self) -> &VecDeque<RangeInclusive<Seq>> {
-        &self.replays
+    /// As they were asked for.
+    pub(super) fn replays(&self) -> impl ExactSizeIterator<Item = RangeInclusive<Seq>> {
+        self.replays.iter().map(|asked| asked.from..=asked.to)
+    }
+
+    /// The last replay that was sent to its end.
+    pub(super) fn replayed(&self) -> Option<&Replayed> {
+        self.replayed.as_ref()
     }
 
     /// What is due next, of both in turn.
     pub(super) fn next(&self) -> Option<(Reason, RangeInclusive<Seq>)> {
-        let gap = self.gap.as_ref().map(|gap| (Reason::Gap, gap.next..=one_message(gap.next, gap.to)));
-        let replay = self.replays.front();
-        let replay = replay.map(|r| (Reason::Replay, *r.start()..=one_message(*r.start(), *r.end())));
+        let message = |asked: &Asked| asked.next..=one_message(asked.next, asked.to);
+        let gap = self.gap.as_ref().map(|gap| (Reason::Gap, message(gap)));
+        let replay = self.replays.front().map(|replay| (Reason::Replay, message(replay)));
         if self.gap_is_next { gap.or(replay) } else { replay.or(gap) }
     }
 
@@ -144,20 +176,17 @@ impl Resends {
 
     /// A message with everything up to `to` was handed over, or passed over (no bytes).
     pub(super) fn sent(&mut self, reason: Reason, to: Seq, bytes: usize, now: Instant) {
-        match reason {
-            Reason::Gap => {
-                if let Some(gap) = &mut self.gap {
-                    gap.next = to + 1;
-                }
-                self.gap.take_if(|gap| gap.next > gap.to);
-            }
-            Reason::Replay => {
-                if let Some(range) = self.replays.pop_front()
-                    && *range.end() > to
-                {
-                    self.replays.push_front(to + 1..=*range.end());
-                }
-            }
+        let asked = match reason {
+            Reason::Gap => self.gap.as_mut(),
+            Reason::Replay => self.replays.front_mut(),
+        };
+        if let Some(asked) = asked {
+            asked.next = to + 1;
+        }
+        self.gap.take_if(|gap| gap.next > gap.to);
+        if let Some(Asked { from, to, .. }) = self.replays.front().filter(|replay| replay.next > replay.to) {
+            self.replayed = Some(Replayed { range: *from..=*to, at: now });
+            self.replays.pop_front();
         }
         self.gap_is_next = reason == Reason::Replay;
         let micros = (bytes as u64).saturating_mul(1_000_000) / RESEND_RATE;
@@ -173,14 +202,13 @@ impl Resends {
                 gap.to = gap.to.max(*range.end());
             }
             (Reason::Gap, Some(_)) => {} // a later request took its place
-            (Reason::Gap, gap) => {
-                let (from, to) = range.into_inner();
-                *gap = Some(Gap { from, next: from, to });
-            }
+            (Reason::Gap, gap) => *gap = Some(Asked::new(*range.start(), *range.end())),
             (Reason::Replay, _) => {
-                // The place is its own again, even where the list is full.
-                if self.ask(range.clone()) == Resend::Full {
-                    self.replays.push_front(range);
+                if let Some(replay) = self.replays.iter_mut().find(|replay| replay.holds(&range)) {
+                    replay.next = replay.next.min(*range.start());
+                } else if self.ask(range.clone()) == Resend::Full {
+                    // The place is its own again, even where the list is full.
+                    self.replays.push_front(Asked::new(*range.start(), *range.end()));
                 }
             }
         }
