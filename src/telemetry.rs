@@ -195,7 +195,7 @@ impl Telemetry {
             let trace: Vec<Value> = health
                 .trace
                 .iter()
-                .map(|frame| json!({"at": rfc3339(frame.at), "mark": frame.mark.to_string(), "bytes": frame.bytes}))
+                .map(|frame| json!({"at": rfc3339(frame.at), "mark": frame.mark.to_string(), "bytes": frame.hex()}))
                 .collect();
             json!({
                 "bus": id,

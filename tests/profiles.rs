@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use meter_gateway::{
     profile::{Catalogue, Cell, Decoded, Encoding, Profile, decode, encode, plan, serial_read, words_of},
     protocol::{
-        Pace, Parity, Wire,
-        modbus::{Framing, Read, Table, crc, refusal, rtu_answer},
+        Found, Pace, Parity, Wire,
+        modbus::{Read, Table, crc, refusal, rtu_reply},
     },
 };
 use serde::Deserialize;
@@ -215,18 +215,18 @@ fn published_frames_are_framed_checked_and_decoded() {
     for vector in &vectors {
         let (request, response) = (bytes(&vector.request_hex), bytes(&vector.response_hex));
         assert!(crc_fits(&request), "{}: request", vector.name);
-        let framing = rtu_answer(&request, &response);
+        let framing = rtu_reply(&request, &response);
         match vector.expect.kind.as_str() {
-            "request" => assert_eq!(framing, Framing::Incomplete, "{}", vector.name),
-            "reject" => assert!(matches!(framing, Framing::Unfit(_)), "{}: {framing:?}", vector.name),
+            "request" => assert_eq!(framing, Found::Incomplete, "{}", vector.name),
+            "reject" => assert!(!matches!(framing, Found::Frame(_)), "{}: {framing:?}", vector.name),
             "error" => {
-                assert_eq!(framing, Framing::Frame(0..5), "{}", vector.name);
+                assert_eq!(framing, Found::Frame(0..5), "{}", vector.name);
                 assert!(crc_fits(&response), "{}", vector.name);
                 assert_eq!(Some(response[2].to_string()), vector.expect.items[0].value, "{}", vector.name);
                 assert_ne!(refusal(response[2]).text, "unknown exception");
             }
             "data" => {
-                assert_eq!(framing, Framing::Frame(0..response.len()), "{}", vector.name);
+                assert_eq!(framing, Found::Frame(0..response.len()), "{}", vector.name);
                 assert!(crc_fits(&response), "{}", vector.name);
                 let table = if request[1] == 3 { Table::Holding } else { Table::Input };
                 let word = |at: usize| u16::from_be_bytes([request[at], request[at + 1]]);

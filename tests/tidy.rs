@@ -103,8 +103,8 @@ const DOORS: &[Door] = &[
     Door {
         what: "tokio-modbus",
         names: &["tokio_modbus"],
-        doors: &["src/bus/modbus.rs"],
-        why: "timeout, length check and draining are done around it",
+        doors: &["src/protocol/modbus/transaction.rs"],
+        why: "it encodes and decodes over memory; timeout, length check and late replies are the line's",
     },
     Door {
         what: "the config crate",

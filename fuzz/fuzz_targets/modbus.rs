@@ -3,7 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meter_gateway::protocol::modbus::{Framing, crc, refusal, rtu_answer, tcp_answer};
+use meter_gateway::protocol::{
+    Found,
+    modbus::{crc, refusal, rtu_fault, rtu_reply, tcp_fault, tcp_reply},
+};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[tcp, unit, function, count], received)) = data.split_first_chunk::<4>() else { return };
@@ -11,16 +14,16 @@ fuzz_target!(|data: &[u8]| {
     let _ = refusal(count);
     if tcp & 1 == 1 {
         let request = [0, tcp, 0, 0, 0, 6, unit, function, 0, 1, 0, count];
-        if let Framing::Frame(range) = tcp_answer(&request, received) {
+        if let Found::Frame(range) = tcp_reply(&request, received) {
             let frame = &received[range];
             assert_eq!((frame[0], frame[1], frame[6]), (0, tcp, unit));
             assert!(frame.len() == 9 + 2 * usize::from(count) || (frame.len() == 9 && frame[7] == function | 0x80));
         }
-        let _ = tcp_answer(received, data);
+        let _ = (tcp_reply(received, data), tcp_fault(received, data), tcp_fault(&request, received));
     } else {
         let body = [unit, function, 0, 1, 0, count];
         let request = [&body[..], &crc(&body).to_le_bytes()].concat();
-        if let Framing::Frame(range) = rtu_answer(&request, received) {
+        if let Found::Frame(range) = rtu_reply(&request, received) {
             let frame = &received[range];
             let (body, sum) = frame.split_at(frame.len() - 2);
             assert_eq!((frame[0], frame[1] & 0x7F, sum), (unit, function, &crc(body).to_le_bytes()[..]));
@@ -34,12 +37,12 @@ fuzz_target!(|data: &[u8]| {
             let length = answer.len();
             let echoed = [&request[..], &answer].concat();
             if !request.starts_with(&answer) && !answer.starts_with(&request) {
-                assert_eq!(rtu_answer(&request, &answer), Framing::Frame(0..length));
-                if !matches!(rtu_answer(&request, &echoed), Framing::Frame(r) if r == (8..8 + length) || r.start == 0) {
+                assert_eq!(rtu_reply(&request, &answer), Found::Frame(0..length));
+                if !matches!(rtu_reply(&request, &echoed), Found::Frame(r) if r == (8..8 + length) || r.start == 0) {
                     panic!("the answer behind its echo is lost");
                 }
             }
         }
-        let _ = rtu_answer(received, data);
+        let _ = (rtu_reply(received, data), rtu_fault(received, data), rtu_fault(&request, received));
     }
 });

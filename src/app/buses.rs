@@ -167,7 +167,7 @@ pub fn meter_plan(meter: &Meter, bus: &Bus, slots: Option<Slots>) -> MeterPlan {
     let points: Vec<usize> = (0..meter.profile.points.len()).collect();
     MeterPlan {
         id: meter.id.clone(),
-        unit: meter.unit,
+        address: meter.address(),
         requests: profile::plan(&meter.profile, &points, &bus.link.pace()),
         profile: Arc::clone(&meter.profile),
         slots,

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 use crate::{
     model::{MeterId, Slots, Utc, stepped},
     profile::{Planned, SharedProfile, split},
-    protocol::{Outcome, Question, modbus::Read},
+    protocol::{Address, Outcome, Question, modbus::Read},
 };
+
+use super::line::Query;
 
 /// The time, twice: durations run on one, slots on the other.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A refusal for good (wrong address, wrong function) is a fault of profile or meter: asked again hourly.
 const REFUSED_PAUSE: Duration = Duration::from_secs(3600);
+/// A reply that is too late is listened for at least so long, where nobody else waits.
+const LEAST_LINGER: Duration = Duration::from_millis(200);
 /// The serial number is read at start and once a day.
 const SERIAL_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
@@ -40,8 +44,8 @@ const SERIAL_PAUSE: Duration = Duration::from_secs(24 * 3600);
 pub struct MeterPlan {
     /// The metered place.
     pub id: MeterId,
-    /// Modbus unit id.
-    pub unit: u8,
+    /// Where it answers.
+    pub address: Address,
     /// Its type.
     pub profile: SharedProfile,
     /// The planned requests.
@@ -136,12 +140,8 @@ pub struct Demand {
 pub struct Exchange {
     /// Position of the meter on this bus.
     pub meter: usize,
-    /// Modbus unit id.
-    pub unit: u8,
-    /// What to ask.
-    pub question: Question,
-    /// How long to wait for the answer to begin.
-    pub timeout: Duration,
+    /// What to ask of it, and for how long.
+    pub query: Query,
 }
 
 /// What the bus should do next.
@@ -279,6 +279,7 @@ impl Cycle {
         if self.active.is_none() && self.line_up {
             self.active = self.again.take().or_else(|| self.next_demand(now)).or_else(|| self.next_turn(now));
         }
+        let others_wait = self.others_wait();
         // Requests that are held back answer for themselves.
         while let Some(active) = &mut self.active {
             let Some(ask) = active.todo.front() else {
@@ -303,19 +304,21 @@ impl Cycle {
                 }
                 continue;
             }
-            return Action::Exchange(Exchange {
-                meter: active.sweep.meter,
-                unit: meter.plan.unit,
+            let query = Query {
+                address: meter.plan.address,
                 question: Question::Modbus(ask.planned.question),
+                wire: None,
                 timeout: meter.plan.timeout,
-            });
+                linger: if others_wait { Duration::ZERO } else { meter.plan.timeout.max(LEAST_LINGER) },
+            };
+            return Action::Exchange(Exchange { meter: active.sweep.meter, query });
         }
         Action::Wait(self.wait(now))
     }
 
     /// How the exchange that was asked for last ended.
     pub fn handle_outcome(&mut self, outcome: &Outcome, now: Now) {
-        let others_wait = self.meters.iter().any(|meter| meter.due.is_some() && meter.failures == 0);
+        let others_wait = self.others_wait();
         let Some(active) = &mut self.active else { return };
         let Some(meter) = self.meters.get_mut(active.sweep.meter) else { return };
         let Some(ask) = active.todo.front().cloned() else { return };
@@ -377,6 +380,11 @@ impl Cycle {
         }
     }
 
+    /// Whether a meter that answers waits for its turn.
+    fn others_wait(&self) -> bool {
+        self.meters.iter().any(|meter| meter.due.is_some() && meter.failures == 0)
+    }
+
     /// The line came or went. While it is away no slot is asked, and each is told as missed.
     pub fn set_line_up(&mut self, up: bool) {
         self.line_up = up;
@@ -384,6 +392,13 @@ impl Cycle {
         if !up && let Some(again) = self.again.take() {
             let outcome = Outcome::LineDown { detail: "the line is away".into() };
             self.finished.push_back(again.cut_short(&outcome).sweep);
+        }
+    }
+
+    /// The connection is a new one: whoever was silent on the old one is asked as ever.
+    pub fn forgive(&mut self) {
+        for meter in &mut self.meters {
+            (meter.failures, meter.paused_until) = (0, None);
         }
     }
 

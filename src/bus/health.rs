@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::line::Traced;
+use super::line::Trace;
 use crate::{
     model::{MeterId, Origin, Reading, Utc, Verdict, flag},
     profile::Profile,
@@ -30,7 +30,7 @@ pub struct BusHealth {
     /// Counts every turn of the loop: whoever supervises sees that it moves.
     pub progress: u64,
     /// The last frames.
-    pub trace: Vec<Traced>,
+    pub trace: Trace,
     /// By position on the bus.
     pub meters: Vec<MeterHealth>,
 }

@@ -1,328 +1,474 @@
-//! One physical line: silence before each request, draining, echo, framing, a trace of what passed.
+//! One physical line: one exchange at a time, the silence before it, echo and stray bytes, replies that come too late.
 //!
-//! Sits below the codecs: they see whole, checked answers to the question they asked, and nothing else.
-//! Knows bytes and times; who is asked what, and how often, is the cycle's business.
+//! Knows bytes, times and [`Transaction`]s, and no protocol. Who is asked what, and how often, is the schedule's
+//! business.
+//!
+//! A reply that has not been seen is *pending*: it may still come. Where frames do not say which request they answer, a
+//! frame that could be a pending reply is not taken for the answer to a later request.
 
-use std::{
-    collections::VecDeque,
-    fmt, io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+mod pending;
+mod trace;
+
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::{Instant, timeout},
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, timeout, timeout_at},
 };
 
-use super::port::Port;
+use super::port::{Port, Ports};
 use crate::{
     clock::Clock,
+    config::Link,
     model::Utc,
-    protocol::{
-        Pace,
-        modbus::{Framing, hex, rtu_answer, tcp_answer},
-    },
+    protocol::{Address, Envelope, Found, Outcome, Pace, Question, Reply, Transaction, Wire, transaction},
 };
+use pending::Pending;
 
-/// How answers are found in what is received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Frames {
-    /// RTU: length and CRC.
-    Rtu,
-    /// Modbus TCP: header with a transaction number.
-    Tcp,
+pub use trace::{Trace, Traced};
+
+/// Bytes of one exchange, at most: an echo and the longest reply are 264 in RTU framing and 260 in Modbus TCP, the rest is
+/// room for noise before them. Whoever sends more without a pause is cut off.
+const MAX_RECEIVED: usize = 4096;
+/// A line on which bytes come all the time is used all the same after so long without its silence.
+const LONGEST_HUSH: Duration = Duration::from_secs(1);
+/// How long a request may take to be handed to the system: a peer that takes nothing is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence on a line before its first request, where replies do not say what they answer: what whoever had it before has
+/// asked (this gateway before a crash) may still be answered, and nobody remembers what it was.
+const QUIET_AT_OPENING: Duration = Duration::from_secs(1);
+/// How long such a silence is waited for.
+const LONGEST_OPENING: Duration = Duration::from_secs(5);
+/// Quiet behind a damaged reply that ends it: USB adapters deliver in packets of 16 ms.
+const DAMAGE_GAP: Duration = Duration::from_millis(20);
+/// The same behind a network: serial servers deliver in packets of some tens of milliseconds.
+const NETWORK_DAMAGE_GAP: Duration = Duration::from_millis(50);
+/// Silence after the line's speed or parity was changed: to a meter of the other setting what came before is noise.
+const RETUNE_GUARD: Duration = Duration::from_millis(50);
+/// Least time that is listened for a second reply, however soon after the first request the second was made.
+const LEAST_LINGER: Duration = Duration::from_millis(200);
+/// Bytes that nobody has asked for, within one wait between exchanges: some seconds of the fastest serial line.
+const MOST_UNASKED: usize = 64 * 1024;
+/// Frames kept until somebody takes the report: one exchange has three or four.
+const MOST_FRAMES: usize = 64;
+/// Exchanges without a single byte after which a network connection is made anew: it may be dead without a word.
+const DEAF_EXCHANGES: u32 = 6;
+/// The same at most: doubled each time the new connection brings nothing either.
+const MOST_DEAF_EXCHANGES: u32 = 384;
+
+/// What is asked, of whom, and for how long.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Query {
+    /// Who is asked.
+    pub address: Address,
+    /// What.
+    pub question: Question,
+    /// Line settings of this meter where they differ from the bus's.
+    pub wire: Option<Wire>,
+    /// How long the reply may take to begin.
+    pub timeout: Duration,
+    /// How long a reply that is too late is listened for. Zero where somebody else waits for the line.
+    pub linger: Duration,
 }
 
-/// Most bytes kept of one exchange: an RTU echo and answer are at most 264, a stuck transmitter sends for ever.
-const MAX_RECEIVED: usize = 1024;
-
-/// Frames kept for the operator: the last eight exchanges.
-const TRACE_LEN: usize = 16;
-
-/// One frame that passed.
-#[derive(Debug, Clone)]
-pub struct Traced {
-    /// When.
-    pub at: Utc,
-    /// `>` sent, `<` received, `!` received and thrown away.
-    pub mark: char,
-    /// The bytes in hex.
-    pub bytes: String,
-}
-
-struct State {
-    port: Box<dyn Port>,
-    frames: Frames,
-    clock: Arc<dyn Clock>,
-    request: Vec<u8>,
-    received: Vec<u8>,
-    /// Answer bytes not yet handed up.
-    answer: VecDeque<u8>,
-    unfit: Option<String>,
-    answered_at: Option<(Instant, Utc)>,
-    last_activity: Instant,
-    trace: VecDeque<Traced>,
-}
-
-/// A handle on the line; codecs hold a clone of it as their transport.
-#[derive(Clone)]
+/// A line and who may still answer on it.
 pub struct Line {
-    state: Arc<Mutex<State>>,
-    pace: Pace,
+    link: Link,
+    envelope: Envelope,
+    ports: Arc<dyn Ports>,
     clock: Arc<dyn Clock>,
+    port: Option<Box<dyn Port>>,
+    /// As the port is set up now.
+    tuned: Option<Wire>,
+    /// Of the last request.
+    number: u16,
+    pending: Vec<Pending>,
+    /// What came since the last request.
+    received: Vec<u8>,
+    last_activity: Instant,
+    report: Report,
+    /// Exchanges since the last byte, and how many are too many.
+    deaf: (u32, u32),
 }
 
-/// What one exchange left behind on the line.
-#[derive(Debug, Clone, Default)]
-pub struct Exchanged {
-    /// When the last byte of the answer arrived.
-    pub answered_at: Option<(Instant, Utc)>,
-    /// What was wrong with what came.
-    pub unfit: Option<String>,
-    /// Bytes that came, an adapter's echo left out.
-    pub received: usize,
+/// What happened on the line beside the outcomes.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Frames and other bytes, in order.
+    pub frames: Vec<Traced>,
+    /// Replies that came too late, with the time since their requests.
+    pub late: Vec<(Address, Duration)>,
+    /// A connection on which nothing came for long was made anew.
+    pub renewed: bool,
+}
+
+struct Arrived {
+    frame: Vec<u8>,
+    at: Instant,
+    wall: Utc,
 }
 
 impl Line {
-    /// Takes an open port.
-    pub fn new(port: Box<dyn Port>, frames: Frames, pace: Pace, clock: Arc<dyn Clock>) -> Line {
-        let state = State {
-            port,
-            frames,
-            clock: Arc::clone(&clock),
-            request: Vec::new(),
+    /// A line that is not open yet.
+    pub fn new(link: Link, ports: Arc<dyn Ports>, clock: Arc<dyn Clock>) -> Line {
+        let envelope = match link {
+            Link::Tcp { .. } => Envelope::Tcp,
+            Link::Serial { .. } | Link::SerialOverTcp { .. } => Envelope::Rtu,
+        };
+        Line {
+            link,
+            envelope,
+            ports,
+            clock,
+            port: None,
+            tuned: None,
+            number: 0,
+            pending: Vec::new(),
             received: Vec::new(),
-            answer: VecDeque::new(),
-            unfit: None,
-            answered_at: None,
             last_activity: Instant::now(),
-            trace: VecDeque::new(),
-        };
-        Line { state: Arc::new(Mutex::new(state)), pace, clock }
+            report: Report::default(),
+            deaf: (0, DEAF_EXCHANGES),
+        }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps the silence that must precede a request, then throws away everything stale.
-    pub async fn make_ready(&self) -> io::Result<()> {
-        loop {
-            let quiet = self.state().last_activity.elapsed();
-            match self.pace.silence().checked_sub(quiet) {
-                Some(rest) if !rest.is_zero() => self.clock.pause(rest).await,
-                _ => break,
+    /// Opens the line, and lets pass what is still said on it. Takes a second where replies do not say what they
+    /// answer. A line that is never quiet is used all the same.
+    pub async fn open(&mut self) -> io::Result<()> {
+        self.connect().await?;
+        let opened = Instant::now();
+        while self.envelope == Envelope::Rtu && opened.elapsed() < LONGEST_OPENING {
+            match timeout(QUIET_AT_OPENING, self.read()).await {
+                Err(_quiet) => break,
+                Ok(read) => self.note_unasked(&read?),
             }
         }
-        let mut state = self.state();
-        state.request.clear();
-        state.received.clear();
-        state.answer.clear();
-        state.unfit = None;
-        state.answered_at = None;
-        state.port.discard_input()
+        Ok(())
     }
 
-    /// Listens for up to `patience` for an answer that comes too late, throws it away, and says after how
-    /// long it began. Ends early once something came and the line is quiet again.
-    pub async fn listen_for_late(&self, patience: Duration) -> io::Result<Option<Duration>> {
-        let begin = Instant::now();
-        let mut first = None;
-        // A pause inside a frame: USB adapters deliver in packets of 16 ms.
-        let gap = self.pace.silence().max(Duration::from_millis(20));
-        let mut waste = [0; 256];
-        loop {
-            let left = if first.is_some() { gap } else { patience.saturating_sub(begin.elapsed()) };
-            let mut raw = Raw(self);
-            match timeout(left, raw.read(&mut waste)).await {
-                Err(_quiet) => return Ok(first),
-                Ok(Ok(n)) => {
-                    first.get_or_insert(begin.elapsed());
-                    self.state().note('!', waste.get(..n).unwrap_or_default());
+    /// Opens it (again). What is pending stays so.
+    async fn connect(&mut self) -> io::Result<()> {
+        self.port = None; // the old one is closed first: a serial device has one owner
+        self.port = Some(self.ports.open(&self.link).await?);
+        self.tuned = self.link.pace().wire();
+        self.deaf.0 = 0;
+        Ok(())
+    }
+
+    /// Reads what nobody has asked for, until the connection ends. What it ended with is an error on a serial device
+    /// only: converters close what is idle, and the next exchange connects again.
+    pub async fn idle(&mut self) -> io::Result<()> {
+        let mut heard = 0;
+        while self.port.is_some() {
+            match self.read().await {
+                Ok(bytes) if heard <= MOST_UNASKED => {
+                    heard += bytes.len();
+                    self.note_unasked(&bytes);
                 }
-                Ok(Err(e)) => return Err(e),
-            }
-            if begin.elapsed() > patience * 4 {
-                return Ok(first); // a transmitter that never stops is not waited for
+                Ok(_) => return self.end(flood()),
+                Err(error) => return self.end(error),
             }
         }
+        std::future::pending().await
     }
 
-    /// What the exchange that just ended left behind.
-    pub fn exchanged(&self) -> Exchanged {
-        let state = self.state();
-        let echo = state.request.iter().zip(&state.received).take_while(|(sent, came)| sent == came).count();
-        // Where an answer begins like its request only a whole echo, or nothing but one, is an echo.
-        let is_echo = echo == state.request.len() || echo == state.received.len();
-        Exchanged {
-            answered_at: state.answered_at,
-            unfit: state.unfit.clone(),
-            received: state.received.len() - if is_echo { echo } else { 0 },
+    fn end(&mut self, error: io::Error) -> io::Result<()> {
+        self.port = None;
+        if self.is_network() { Ok(()) } else { Err(error) }
+    }
+
+    fn is_network(&self) -> bool {
+        !matches!(self.link, Link::Serial { .. })
+    }
+
+    /// What happened since the last call.
+    pub fn take_report(&mut self) -> Report {
+        std::mem::take(&mut self.report)
+    }
+
+    /// Asks one question and says how it ended. On return the line is fit for the next question; after
+    /// [`Outcome::LineDown`] it is closed, and the next exchange opens it.
+    ///
+    /// A connection that is found closed before anything was answered is opened again at once, and the question asked
+    /// on it.
+    pub async fn exchange(&mut self, query: &Query) -> Outcome {
+        self.exchange_or_fail(query).await.unwrap_or_else(|error| {
+            self.port = None;
+            Outcome::LineDown { detail: error.to_string() }
+        })
+    }
+
+    async fn exchange_or_fail(&mut self, query: &Query) -> io::Result<Outcome> {
+        let (silent, limit) = self.deaf;
+        if silent >= limit && self.is_network() && self.port.take().is_some() {
+            self.deaf.1 = (limit * 2).min(MOST_DEAF_EXCHANGES);
+            self.report.renewed = true;
         }
-    }
-
-    /// The last frames, oldest first.
-    pub fn trace(&self) -> Vec<Traced> {
-        self.state().trace.iter().cloned().collect()
-    }
-}
-
-impl State {
-    fn note(&mut self, mark: char, bytes: &[u8]) {
-        tracing::trace!(mark = %mark, bytes = %hex(bytes), "frame");
-        if self.trace.len() >= TRACE_LEN {
-            self.trace.pop_front();
+        let used_before = self.port.is_some();
+        if !used_before {
+            self.connect().await?;
         }
-        self.trace.push_back(Traced { at: self.clock.wall(), mark, bytes: hex(bytes) });
-        self.last_activity = Instant::now();
+        self.received.clear();
+        let outcome = match self.attempt(query).await {
+            Err(error) if used_before && self.received.is_empty() && is_closed(&error) => {
+                self.connect().await?;
+                self.attempt(query).await
+            }
+            other => other,
+        }?;
+        if self.received.is_empty() {
+            self.deaf.0 += 1;
+        } else {
+            self.deaf = (0, DEAF_EXCHANGES);
+        }
+        Ok(outcome)
     }
 
-    fn judge(&mut self) {
-        let framing = match self.frames {
-            Frames::Rtu => rtu_answer(&self.request, &self.received),
-            Frames::Tcp => tcp_answer(&self.request, &self.received),
+    async fn attempt(&mut self, query: &Query) -> io::Result<Outcome> {
+        self.received.clear();
+        self.pending.retain(|pending| !pending.is_over());
+        let pace = match query.wire.or(self.link.pace().wire()) {
+            Some(wire) => Pace::Serial(wire),
+            None => Pace::Network,
         };
-        match framing {
-            Framing::Incomplete => {}
-            Framing::Unfit(detail) => self.unfit = Some(detail),
-            Framing::Frame(range) => {
-                self.unfit = None;
-                self.answered_at = Some((Instant::now(), self.clock.wall()));
-                let frame = self.received.get(range).unwrap_or_default().to_vec();
-                self.note('<', &frame);
-                self.answer.extend(frame);
+        self.number = self.number.wrapping_add(1);
+        let asked = transaction(query.address, &query.question, self.envelope, self.number);
+        self.tune(&pace).await?;
+        self.keep_silence(asked.silence(&pace)).await?;
+
+        let request_chars = u32::try_from(asked.request().len()).unwrap_or(u32::MAX);
+        let sent_by = Instant::now() + pace.characters(request_chars);
+        let reply_time = pace.characters(asked.reply_chars());
+        self.send(asked.request()).await?;
+        let late_before = self.report.late.len();
+        let deadline = sent_by + query.timeout + reply_time;
+        let arrived = self.wait_for_reply(asked.as_ref(), deadline).await?;
+
+        let this = Pending::new(query.address, asked, sent_by);
+        match arrived {
+            Some(arrived) => {
+                let elapsed = arrived.at.saturating_duration_since(sent_by + reply_time);
+                let outcome = outcome_of(this.asked.decode(&arrived.frame), arrived.wall, elapsed);
+                self.settle(this, &arrived.frame, outcome).await
+            }
+            None => self.give_up(this, query, late_before).await,
+        }
+    }
+
+    /// Sets the port up for the meter that is asked.
+    async fn tune(&mut self, pace: &Pace) -> io::Result<()> {
+        let wire = pace.wire();
+        if wire != self.tuned
+            && let Some(wire) = wire
+            && !self.is_network()
+        {
+            self.keep_silence(RETUNE_GUARD).await?;
+            self.port()?.tune(wire)?;
+            self.tuned = Some(wire);
+            self.clock.pause(RETUNE_GUARD).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing was said for so long, and takes what is stale meanwhile: a pending reply among it is pending no
+    /// longer.
+    async fn keep_silence(&mut self, silence: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        loop {
+            let rest = silence.saturating_sub(self.last_activity.elapsed());
+            if !rest.is_zero() {
+                self.clock.pause(rest).await;
+            }
+            let mut stale = Vec::new();
+            self.port()?.take_input(&mut stale, MAX_RECEIVED)?;
+            if stale.is_empty() {
+                return Ok(());
+            }
+            if stale.len() >= MAX_RECEIVED {
+                return Err(flood());
+            }
+            self.last_activity = Instant::now();
+            self.note_unasked(&stale);
+            if began.elapsed() > LONGEST_HUSH {
+                return Ok(());
             }
         }
     }
 
-    fn poll_port(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    async fn send(&mut self, request: &[u8]) -> io::Result<()> {
+        self.note('>', request);
+        self.last_activity = Instant::now();
+        let port = self.port()?;
+        let sent = async {
+            port.write_all(request).await?;
+            port.flush().await
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes");
+        timeout(WRITE_TIMEOUT, sent).await.map_err(late).flatten()
+    }
+
+    /// Reads until the reply is there, or is known to be damaged, or the time is up.
+    async fn wait_for_reply(
+        &mut self,
+        asked: &dyn Transaction,
+        deadline: Instant,
+    ) -> io::Result<Option<Arrived>> {
+        let gap = if self.is_network() { NETWORK_DAMAGE_GAP } else { DAMAGE_GAP };
+        let mut until = deadline;
+        loop {
+            match timeout_at(until, self.read()).await {
+                Err(_) => return Ok(None),
+                Ok(read) => self.received.extend(read?),
+            }
+            match asked.find(&self.received) {
+                Found::Incomplete => until = deadline,
+                Found::Damaged => until = deadline.min(Instant::now() + gap),
+                Found::Frame(range) => {
+                    let frame = self.received.get(range.clone()).unwrap_or_default().to_vec();
+                    let before = self.received.get(..range.start).unwrap_or_default().to_vec();
+                    let wall = self.clock.wall();
+                    self.note_unasked(&before);
+                    self.note('<', &frame);
+                    return Ok(Some(Arrived { frame, at: self.last_activity, wall }));
+                }
+            }
+            note_late(&mut self.pending, &self.received, &mut self.report);
+            if self.received.len() >= MAX_RECEIVED {
+                return Err(flood());
+            }
+        }
+    }
+
+    /// There is no reply in time. What came is no answer to this request; it may be a late one to an earlier request.
+    async fn give_up(&mut self, this: Pending, query: &Query, late_before: usize) -> io::Result<Outcome> {
+        let received = std::mem::take(&mut self.received);
+        self.note_unasked(&received);
+        let damaged = this.asked.find(&received) == Found::Damaged;
+        let fault = this.asked.fault(&received);
+        self.received = received;
+        let late = self.report.late.get(late_before..).unwrap_or_default();
+        let late = late.iter().find(|(address, _)| *address == query.address).map(|(_, late)| *late);
+        if let Some(late) = late {
+            self.pending.push(this);
+            return Ok(Outcome::Silent { late: Some(late) });
+        }
+        if let Some(detail) = fault {
+            self.pending.push(if damaged { this.damaged(query.timeout) } else { this });
+            return Ok(Outcome::Garbled { detail });
+        }
+        let late = self.listen_for(this.asked.as_ref(), query.linger).await?.then(|| this.age());
+        match late {
+            Some(late) => self.report.late.push((query.address, late)),
+            None => self.pending.push(this),
+        }
+        Ok(Outcome::Silent { late })
+    }
+
+    /// A frame that could be a pending reply is the answer to this request only if no second one follows. Whatever is
+    /// uncertain is no answer.
+    async fn settle(&mut self, this: Pending, frame: &[u8], outcome: Outcome) -> io::Result<Outcome> {
+        let rivals: Vec<&Pending> =
+            self.pending.iter().filter(|pending| pending.could_be(frame, this.asked.as_ref())).collect();
+        let Some(first) = rivals.iter().map(|rival| rival.sent).min() else { return Ok(outcome) };
+        let same = rivals.iter().all(|rival| rival.asked.request() == this.asked.request());
+        // A meter that is late by the same time each time answers this one no later than that.
+        let span = this.sent.saturating_duration_since(first);
+        let wait = (span * 5 / 4).max(LEAST_LINGER);
+        if self.listen_for(this.asked.as_ref(), wait).await? {
+            let late = this.age();
+            self.pending.push(this);
+            return Ok(Outcome::Silent { late: Some(late) });
+        }
+        self.pending.retain(|pending| !pending.could_be(frame, this.asked.as_ref()));
+        if same {
+            return Ok(outcome);
+        }
+        let detail = "the answer may belong to an earlier question that was given up".into();
+        Ok(Outcome::Garbled { detail })
+    }
+
+    /// Listens for so long for a reply to this request; whether one came.
+    async fn listen_for(&mut self, asked: &dyn Transaction, time: Duration) -> io::Result<bool> {
+        let end = Instant::now() + time;
+        let mut heard = Vec::new();
+        while heard.len() < MAX_RECEIVED {
+            match timeout_at(end, self.read()).await {
+                Err(_) => break,
+                Ok(bytes) => heard.extend(bytes?),
+            }
+            if let Found::Frame(_) = asked.find(&heard) {
+                break;
+            }
+        }
+        self.note_unasked(&heard);
+        Ok(matches!(asked.find(&heard), Found::Frame(_)))
+    }
+
+    /// The next bytes. Nothing is lost when the wait for them is given up.
+    async fn read(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = [0; 512];
-        let mut buf = ReadBuf::new(&mut bytes);
-        ready!(Pin::new(&mut *self.port).poll_read(cx, &mut buf))?;
-        let filled = buf.filled();
-        if filled.is_empty() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the peer closed the connection",
-            )));
+        let read = self.port()?.read(&mut bytes).await?;
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"));
         }
         self.last_activity = Instant::now();
-        let room = MAX_RECEIVED.saturating_sub(self.received.len());
-        let kept = filled.get(..filled.len().min(room)).unwrap_or_default();
-        self.received.extend_from_slice(kept);
-        Poll::Ready(Ok(()))
+        Ok(bytes.get(..read).unwrap_or_default().to_vec())
+    }
+
+    fn port(&mut self) -> io::Result<&mut dyn Port> {
+        match &mut self.port {
+            Some(port) => Ok(port.as_mut()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Bytes that answer no request under way: a pending reply among them has come.
+    fn note_unasked(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.note('!', bytes);
+        note_late(&mut self.pending, bytes, &mut self.report);
+    }
+
+    fn note(&mut self, mark: char, bytes: &[u8]) {
+        if self.report.frames.len() < MOST_FRAMES {
+            self.report.frames.push(Traced { at: self.clock.wall(), mark, bytes: bytes.to_vec() });
+        }
     }
 }
 
-impl AsyncRead for Line {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.state();
-        while state.answer.is_empty() {
-            ready!(state.poll_port(cx))?;
-            state.judge();
-        }
-        while buf.remaining() > 0 {
-            let Some(byte) = state.answer.pop_front() else { break };
-            buf.put_slice(&[byte]);
-        }
-        Poll::Ready(Ok(()))
+/// What is pending and has come.
+fn note_late(pending: &mut Vec<Pending>, bytes: &[u8], report: &mut Report) {
+    let came = |pending: &mut Pending| matches!(pending.asked.find(bytes), Found::Frame(_));
+    for pending in pending.extract_if(.., came) {
+        report.late.push((pending.address, pending.age()));
     }
 }
 
-impl AsyncWrite for Line {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut state = self.state();
-        let written = ready!(Pin::new(&mut *state.port).poll_write(cx, bytes))?;
-        let sent = bytes.get(..written).unwrap_or_default();
-        state.request.extend_from_slice(sent);
-        state.note('>', sent);
-        Poll::Ready(Ok(written))
+fn outcome_of(reply: Reply, at: Utc, elapsed: Duration) -> Outcome {
+    match reply {
+        Reply::Data(payload) => Outcome::Answered { payload, at, elapsed },
+        Reply::Refused(refusal) => Outcome::Refused(refusal),
+        Reply::Nobody => Outcome::Silent { late: None },
+        Reply::Unfit(detail) => Outcome::Garbled { detail },
     }
+}
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.state().port).poll_flush(cx)
-    }
+/// The other side has ended the connection.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected)
+}
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // a codec that is dropped does not take the line with it
-    }
+fn flood() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "bytes come without end")
 }
 
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("pace", &self.pace).finish_non_exhaustive()
-    }
-}
-
-/// Reads what arrives without judging it.
-struct Raw<'a>(&'a Line);
-
-impl AsyncRead for Raw<'_> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.0.state();
-        match ready!(Pin::new(&mut *state.port).poll_read(cx, buf)) {
-            Ok(()) if buf.filled().is_empty() => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the peer closed the connection",
-            ))),
-            other => Poll::Ready(other),
-        }
+        f.debug_struct("Line").field("link", &self.link).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
-
-    use super::*;
-    use crate::{clock::SimulatedClock, model::ClockState};
-
-    impl Port for DuplexStream {
-        fn discard_input(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    const REQUEST: [u8; 8] = [1, 4, 0, 0, 0, 2, 0x71, 0xCB];
-    const ANSWER: [u8; 9] = [1, 4, 4, 0x43, 0x66, 0x33, 0x34, 0x1B, 0x38];
-
-    /// What is left behind when `came` follows the request.
-    async fn left_by(came: &[u8]) -> Exchanged {
-        let (near, mut far) = duplex(4096);
-        let clock = SimulatedClock::starting_at(Utc::default(), ClockState::Synced);
-        let mut line = Line::new(Box::new(near), Frames::Rtu, Pace::Network, Arc::new(clock));
-        line.make_ready().await.unwrap();
-        line.write_all(&REQUEST).await.unwrap();
-        far.write_all(came).await.unwrap();
-        let mut answer = [0; 16];
-        let _ = timeout(Duration::from_millis(50), line.read(&mut answer)).await; // paused time: no wait
-        line.exchanged()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_echo_is_told_apart_from_the_beginning_of_an_answer() {
-        let received = async |came: &[u8]| left_by(came).await.received;
-        assert_eq!(received(&[]).await, 0);
-        assert_eq!(received(&REQUEST).await, 0, "nothing but an echo");
-        assert_eq!(received(&REQUEST[..5]).await, 0, "part of one");
-        assert_eq!(received(&ANSWER[..4]).await, 4, "an answer begins like its request");
-        assert_eq!(received(&[REQUEST.as_slice(), &ANSWER[..4]].concat()).await, 4);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_whole_answer_has_an_arrival() {
-        assert!(left_by(&ANSWER).await.answered_at.is_some());
-        let cut = left_by(&ANSWER[..8]).await;
-        assert_eq!((cut.answered_at, cut.unfit), (None, None));
-        let stranger = left_by(&[2, 4, 4, 0, 0, 0, 0, 0, 0]).await;
-        assert_eq!(stranger.unfit.as_deref(), Some("unit 2 spoke, unit 1 was asked"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_transmitter_that_never_stops_takes_no_memory() {
-        assert_eq!(left_by(&[0x55; 3000]).await.received, MAX_RECEIVED);
-    }
-}
+mod tests;

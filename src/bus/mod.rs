@@ -6,7 +6,6 @@ mod cycle;
 mod handed;
 mod health;
 mod line;
-mod modbus;
 mod port;
 mod task;
 
@@ -15,7 +14,6 @@ pub use cycle::{
 };
 pub use handed::Handed;
 pub use health::{BusHealth, EndedSlot, MeterHealth, NoValue};
-pub use line::{Frames, Line, Traced};
-pub use modbus::ModbusClient;
+pub use line::{Line, Query, Report, Trace, Traced};
 pub use port::{Port, Ports, RealPorts, SerialPort};
-pub use task::{BusTask, DemandRequest, Judge, Judgement, connect};
+pub use task::{BusTask, DemandRequest, Judge, Judgement};

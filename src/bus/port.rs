@@ -1,11 +1,11 @@
-//! What a line runs over: a serial device or a TCP connection. Opens, reads, writes and discards; knows
-//! nothing of frames.
+//! What a line runs over: a serial device or a TCP connection. Opens, reads, writes, sets up; knows nothing of
+//! frames.
 
 use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
@@ -27,10 +27,13 @@ use crate::{
     protocol::{Parity, Wire},
 };
 
-/// A byte stream whose stale input can be thrown away, the kernel's part included.
+/// A byte stream whose stale input can be taken at once, the kernel's part included.
 pub trait Port: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Throws away what has been received and not read.
-    fn discard_input(&mut self) -> io::Result<()>;
+    /// Takes what has been received and not read, about `most` bytes of it. An error when the other side has ended.
+    fn take_input(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<()>;
+
+    /// Sets up the serial line anew. Whatever else carries bytes has no such settings.
+    fn tune(&mut self, wire: Wire) -> io::Result<()>;
 }
 
 /// How long a TCP peer may take to accept a connection: a serial server on a slow site network.
@@ -67,22 +70,28 @@ impl Ports for RealPorts {
 }
 
 impl Port for TcpStream {
-    fn discard_input(&mut self) -> io::Result<()> {
-        let mut waste = [0; 512];
-        loop {
-            match self.try_read(&mut waste) {
-                Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the peer closed the connection",
-                    ));
-                }
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) => return Err(e),
-            }
+    fn take_input(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<()> {
+        let gone = || io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection");
+        take(&*self, into, most, gone)
+    }
+
+    fn tune(&mut self, _: Wire) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a serial server's line is set up at the server"))
+    }
+}
+
+/// Reads what is there without waiting.
+fn take(fd: impl AsFd, into: &mut Vec<u8>, most: usize, gone: impl Fn() -> io::Error) -> io::Result<()> {
+    let mut bytes = [0; 512];
+    while into.len() < most {
+        match rustix::io::read(&fd, &mut bytes) {
+            Ok(0) => return Err(gone()),
+            Ok(read) => into.extend_from_slice(bytes.get(..read).unwrap_or_default()),
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
 }
 
 /// A serial device, ours alone while it is open.
@@ -119,6 +128,7 @@ impl SerialPort {
         }
         termios::ioctl_tiocexcl(&file).map_err(|e| at("cannot be taken exclusively", e.into()))?;
         set_up(&file, wire).map_err(|e| at("cannot be set up as a serial line", e))?;
+        termios::tcflush(&file, QueueSelector::IOFlush)?;
         if let Err(why) = ask_for_low_latency(device) {
             tracing::warn!(device = %device.display(), error = why, "received bytes may be held back by the adapter");
         }
@@ -154,8 +164,8 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
     })
 }
 
-fn set_up(file: &File, wire: Wire) -> io::Result<()> {
-    let mut settings = termios::tcgetattr(file)?;
+fn set_up(fd: impl AsFd, wire: Wire) -> io::Result<()> {
+    let mut settings = termios::tcgetattr(&fd)?;
     settings.make_raw();
     settings.control_modes |= ControlModes::CREAD | ControlModes::CLOCAL;
     settings.control_modes &=
@@ -171,9 +181,7 @@ fn set_up(file: &File, wire: Wire) -> io::Result<()> {
     settings.special_codes[SpecialCodeIndex::VMIN] = 1;
     settings.special_codes[SpecialCodeIndex::VTIME] = 0;
     settings.set_speed(wire.baud)?;
-    termios::tcsetattr(file, OptionalActions::Now, &settings)?;
-    termios::tcflush(file, QueueSelector::IOFlush)?;
-    Ok(())
+    Ok(termios::tcsetattr(&fd, OptionalActions::Now, &settings)?)
 }
 
 /// FTDI adapters hold received bytes back for 16 ms by default; their driver takes 1 ms from sysfs.
@@ -206,17 +214,12 @@ fn holder(file: &File) -> Option<String> {
 }
 
 impl Port for SerialPort {
-    fn discard_input(&mut self) -> io::Result<()> {
-        termios::tcflush(self.fd.get_ref(), QueueSelector::IFlush)?;
-        let mut waste = [0; 512];
-        loop {
-            match rustix::io::read(self.fd.get_ref(), &mut waste) {
-                Ok(0) => return Err(gone()),
-                Ok(_) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(e) => return Err(e.into()),
-            }
-        }
+    fn take_input(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<()> {
+        take(self.fd.get_ref(), into, most, gone)
+    }
+
+    fn tune(&mut self, wire: Wire) -> io::Result<()> {
+        set_up(self.fd.get_ref(), wire)
     }
 }
 

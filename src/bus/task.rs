@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -18,15 +17,14 @@ use super::{
     cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
     handed::Handed,
     health::{BusHealth, EndedSlot, MeterHealth},
-    line::{Frames, Line},
-    modbus::ModbusClient,
+    line::Line,
     port::Ports,
 };
 use crate::{
     clock::Clock,
-    config::{Bus, Link},
+    config::Bus,
     model::{MeterId, Reading},
-    protocol::{Outcome, Question},
+    protocol::Outcome,
 };
 
 /// What a judge makes of a sweep.
@@ -84,23 +82,11 @@ pub struct BusTask {
     pub shutdown: watch::Receiver<bool>,
 }
 
-/// Opens a bus's line and puts a client on it. Takes a second where answers do not say what they answer.
-pub async fn connect(bus: &Bus, ports: &dyn Ports, clock: &Arc<dyn Clock>) -> io::Result<ModbusClient> {
-    let frames = match bus.link {
-        Link::Tcp { .. } => Frames::Tcp,
-        Link::Serial { .. } | Link::SerialOverTcp { .. } => Frames::Rtu,
-    };
-    let pace = bus.link.pace();
-    let port = ports.open(&bus.link).await?;
-    let mut client = ModbusClient::new(Line::new(port, frames, pace, Arc::clone(clock)), frames, pace);
-    client.wait_for_quiet().await?;
-    Ok(client)
-}
-
 impl BusTask {
     /// Runs until shutdown, or until nobody takes its readings any more.
     pub async fn run(mut self) {
-        let mut client: Option<ModbusClient> = None;
+        let mut line = Line::new(self.bus.link.clone(), Arc::clone(&self.ports), Arc::clone(&self.clock));
+        let mut up = false;
         let mut reopen_at = Instant::now();
         let mut pause = FIRST_REOPEN;
         let mut waiting: HashMap<u64, oneshot::Sender<Reading>> = HashMap::new();
@@ -114,10 +100,10 @@ impl BusTask {
         }
         while !*self.shutdown.borrow() {
             self.tell(|health| health.progress += 1);
-            if client.is_none() && Instant::now() >= reopen_at {
-                match connect(&self.bus, self.ports.as_ref(), &self.clock).await {
-                    Ok(opened) => {
-                        client = Some(opened);
+            if !up && Instant::now() >= reopen_at {
+                match line.open().await {
+                    Ok(()) => {
+                        up = true;
                         self.note_up();
                     }
                     Err(error) => {
@@ -127,21 +113,18 @@ impl BusTask {
                     }
                 }
             }
-            self.cycle.set_line_up(client.is_some());
-            let action = self.cycle.poll_action(self.now());
-            match (action, &mut client) {
-                (Action::Exchange(exchange), Some(open)) => {
-                    let Question::Modbus(read) = exchange.question;
+            self.cycle.set_line_up(up);
+            match self.cycle.poll_action(self.now()) {
+                Action::Exchange(exchange) => {
                     let began = Instant::now();
-                    let outcome = open.exchange(exchange.unit, read, exchange.timeout).await;
-                    self.note_exchange(exchange.meter, &outcome, began.elapsed(), open.line());
+                    let outcome = line.exchange(&exchange.query).await;
+                    self.note_exchange(exchange.meter, &outcome, began.elapsed());
+                    self.take_report(&mut line, Some(exchange.meter));
+                    pause = FIRST_REOPEN;
                     if let Outcome::LineDown { detail } = &outcome {
                         self.note_down(detail);
-                        client = None;
-                        pause = FIRST_REOPEN;
+                        up = false;
                         reopen_at = Instant::now() + pause;
-                    } else {
-                        pause = FIRST_REOPEN;
                     }
                     let now = self.now();
                     self.cycle.handle_outcome(&outcome, now);
@@ -149,21 +132,23 @@ impl BusTask {
                         self.take_demand(request, &mut number, &mut waiting);
                     }
                 }
-                (Action::Exchange(_), None) => {} // the line went between two looks: the next look sees it
-                (Action::Wait(time), _) => {
-                    let time = if client.is_none() {
-                        time.min(reopen_at.saturating_duration_since(Instant::now()))
-                    } else {
-                        time
-                    };
+                Action::Wait(time) => {
+                    let time =
+                        if up { time } else { time.min(reopen_at.saturating_duration_since(Instant::now())) };
                     tokio::select! {
                         biased;
                         changed = self.shutdown.changed() => if changed.is_err() {
                             return; // whoever could end this is gone
                         },
                         Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
+                        ended = line.idle(), if up => if let Err(error) = ended {
+                            self.note_down(&error.to_string());
+                            up = false;
+                            reopen_at = Instant::now() + FIRST_REOPEN;
+                        },
                         () = sleep(time) => {}
                     }
+                    self.take_report(&mut line, None);
                 }
             }
             while let Some(sweep) = self.cycle.poll_sweep() {
@@ -172,6 +157,37 @@ impl BusTask {
                 }
             }
         }
+    }
+
+    /// What happened on the line beside the outcomes, into log and health.
+    fn take_report(&mut self, line: &mut Line, asked: Option<usize>) {
+        let report = line.take_report();
+        let meter = asked.and_then(|meter| self.cycle.plans().nth(meter)).map(|plan| plan.id.as_str());
+        for frame in &report.frames {
+            tracing::trace!(bus = %self.bus.id, meter, mark = %frame.mark, bytes = %frame.hex(), "frame");
+        }
+        if report.renewed {
+            tracing::info!(bus = %self.bus.id, "nothing came for several questions: the connection is made anew");
+            self.cycle.forgive();
+        }
+        let late: Vec<(usize, Duration)> = report
+            .late
+            .iter()
+            .filter_map(|(address, late)| {
+                Some((self.cycle.plans().position(|plan| plan.address == *address)?, *late))
+            })
+            .collect();
+        if report.frames.is_empty() && late.is_empty() {
+            return;
+        }
+        self.tell(|health| {
+            health.trace.extend(report.frames);
+            for (meter, late) in late {
+                if let Some(known) = health.meters.get_mut(meter) {
+                    known.late = Some(late);
+                }
+            }
+        });
     }
 
     async fn hand_over(
@@ -274,12 +290,12 @@ impl BusTask {
         });
     }
 
-    fn note_exchange(&self, meter: usize, outcome: &Outcome, took: Duration, line: &Line) {
-        tracing::debug!(bus = %self.bus.id, meter, ?outcome, elapsed_ms = took.as_millis(), "exchange");
+    fn note_exchange(&self, meter: usize, outcome: &Outcome, took: Duration) {
+        let id = self.cycle.plans().nth(meter).map(|plan| plan.id.as_str());
+        tracing::debug!(bus = %self.bus.id, meter = id, ?outcome, elapsed_ms = took.as_millis(), "exchange");
         let at = self.clock.wall();
         self.tell(|health| {
             health.busy += took;
-            health.trace = line.trace();
             let mut known = health.meters.get_mut(meter);
             if let (Some(known), Outcome::Answered { .. } | Outcome::Refused(_)) = (&mut known, outcome) {
                 known.last_answer = Some(at);
@@ -291,12 +307,7 @@ impl BusTask {
                         known.slowest = known.slowest.max(*elapsed);
                     }
                 }
-                Outcome::Silent { late } => {
-                    health.silent += 1;
-                    if let (Some(known), Some(late)) = (&mut known, late) {
-                        known.late = Some(*late);
-                    }
-                }
+                Outcome::Silent { .. } => health.silent += 1,
                 Outcome::Garbled { .. } => health.garbled += 1,
                 Outcome::Refused(_) => health.refused += 1,
                 Outcome::LineDown { .. } => {}

@@ -7,13 +7,13 @@ use serde_json::json;
 use super::{no, target::Target};
 use crate::{
     app::meter_plan,
-    bus::{Action, Cycle, Demand, Judge, Judgement, Now, RealPorts, connect},
+    bus::{Action, Cycle, Demand, Judge, Judgement, Line, Now, RealPorts},
     clock::{Clock, SystemClock},
     config::Settings,
     ledger::{MemoryLedger, SharedLedger},
     model::{MeterId, Origin, PointName, Reading, rfc3339},
     pipeline::BusJudge,
-    protocol::{Outcome, Question},
+    protocol::Outcome,
 };
 
 pub async fn run(
@@ -62,10 +62,10 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
     let Some(meter) = found.cloned() else { return no(format!("no meter `{meter}` is configured")) };
     let Some(bus) = settings.buses.iter().find(|bus| bus.id == meter.bus) else { return no("no such bus") };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let mut client = match connect(bus, &RealPorts, &clock).await {
-        Ok(client) => client,
-        Err(error) => return no(format!("bus `{}`: {error}", bus.id)),
-    };
+    let mut line = Line::new(bus.link.clone(), Arc::new(RealPorts), Arc::clone(&clock));
+    if let Err(error) = line.open().await {
+        return no(format!("bus `{}`: {error}", bus.id));
+    }
     let now = || Now { instant: tokio::time::Instant::now(), wall: clock.wall() };
     let mut cycle = Cycle::new(vec![meter_plan(&meter, bus, None)], now());
     let nothing: SharedLedger = Arc::new(MemoryLedger::new(""));
@@ -78,8 +78,7 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
             return Ok(*reading);
         }
         let Action::Exchange(exchange) = cycle.poll_action(now()) else { continue };
-        let Question::Modbus(read) = exchange.question;
-        let outcome = client.exchange(exchange.unit, read, exchange.timeout).await;
+        let outcome = line.exchange(&exchange.query).await;
         if let Outcome::LineDown { detail } = &outcome {
             return no(format!("bus `{}`: {detail}", bus.id));
         }

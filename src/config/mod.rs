@@ -31,7 +31,7 @@ use chrono_tz::Tz;
 use crate::{
     model::{BusId, Dec, MeterId},
     profile::SharedProfile,
-    protocol::{Pace, Wire},
+    protocol::{Address, Pace, Wire},
 };
 
 pub use essentials::{Essentials, essentials};
@@ -269,4 +269,11 @@ pub struct Meter {
     pub max_per_hour: Option<Dec>,
     /// Seconds by which a reading may miss its slot, where that is not what the interval allows.
     pub off_schedule_secs: Option<u32>,
+}
+
+impl Meter {
+    /// Where it answers on its bus.
+    pub fn address(&self) -> Address {
+        Address::Modbus(self.unit)
+    }
 }

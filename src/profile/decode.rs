@@ -4,7 +4,7 @@
 //! value, and its scale moves the decimal point. Knows nothing of requests, limits or what a value means.
 
 use super::{Cell, Kind};
-use crate::{model::Dec, protocol::modbus::hex};
+use crate::{model::Dec, protocol::hex};
 
 /// What the words of a cell amount to.
 #[derive(Debug, Clone, PartialEq)]

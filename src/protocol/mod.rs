@@ -1,17 +1,33 @@
-//! What is said on a line: questions, outcomes, timing, and the codecs. Bytes and times in, frames and
-//! verdicts out; nothing here waits or opens.
+//! What is said on a line: requests, replies, timing, and the codecs. Bytes and times in, frames and outcomes out;
+//! nothing here waits or opens.
 //!
-//! Modbus is the first protocol of four: a new one adds a variant to [`Question`] and [`Payload`] and a codec.
+//! One file per protocol. A new one adds a variant to [`Address`], [`Question`] and [`Payload`], and its
+//! [`Transaction`]; the line knows nothing else of it.
 
 pub mod dlt645;
 pub mod modbus;
 mod wire;
 
-use std::time::Duration;
+use std::{fmt, ops::Range, time::Duration};
 
 use crate::model::Utc;
 
 pub use wire::{Pace, Parity, Wire};
+
+/// Where a meter answers, in its protocol's own terms. Never its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Unit id, 0 to 255.
+    Modbus(u8),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Modbus(unit) => write!(f, "unit {unit}"),
+        }
+    }
+}
 
 /// What is asked of one meter in one exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,24 +43,93 @@ pub enum Payload {
     Words(Vec<u16>),
 }
 
+/// What carries Modbus frames; other protocols have one form of frame and pass it over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    /// RTU: address and CRC; replies do not say what they answer.
+    Rtu,
+    /// Modbus TCP: a header with a transaction number.
+    Tcp,
+}
+
+/// One request as bytes, and how its reply is told from everything else that comes.
+pub trait Transaction: fmt::Debug + Send + Sync {
+    /// The bytes to send.
+    fn request(&self) -> &[u8];
+
+    /// What the bytes that came since it was sent amount to so far.
+    fn find(&self, received: &[u8]) -> Found;
+
+    /// What is wrong with what came, when there is no reply. `None` where nothing worth a word came: an echo, a stray byte.
+    fn fault(&self, received: &[u8]) -> Option<String>;
+
+    /// What a frame says that [`Transaction::find`] has found.
+    fn decode(&self, frame: &[u8]) -> Reply;
+
+    /// Characters of its reply, at most.
+    fn reply_chars(&self) -> u32;
+
+    /// The silence that precedes the request on a line of this pace.
+    fn silence(&self, pace: &Pace) -> Duration;
+}
+
+/// What received bytes amount to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// The reply may still come.
+    Incomplete,
+    /// The reply is these bytes; what stands before them is an echo, noise, or another's frame.
+    Frame(Range<usize>),
+    /// As many bytes as the reply has came, and they are no frame: it is damaged.
+    Damaged,
+}
+
+/// What a frame says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// What was asked for.
+    Data(Payload),
+    /// The meter will not.
+    Refused(Refusal),
+    /// A converter speaks for a meter behind it that did not answer.
+    Nobody,
+    /// It answers the request and cannot be used: what is wrong with it.
+    Unfit(String),
+}
+
+/// The bytes of one request. `number` is the line's own count of requests, for protocols whose frames carry one.
+pub fn transaction(
+    address: Address,
+    question: &Question,
+    envelope: Envelope,
+    number: u16,
+) -> Box<dyn Transaction> {
+    match (address, question) {
+        (Address::Modbus(unit), Question::Modbus(read)) => {
+            Box::new(modbus::ReadTransaction::new(unit, *read, envelope, number))
+        }
+    }
+}
+
 /// How one exchange ended. A silent meter is an outcome, not an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The answer to this question.
+    /// The reply to this request.
     Answered {
         /// What it carried.
         payload: Payload,
         /// When its last byte arrived, by the wall clock.
         at: Utc,
-        /// From the end of the request to the last byte of the reply.
+        /// The meter's own time: from the end of the request to the last byte of the reply, less the time of the
+        /// reply's characters on a serial line.
         elapsed: Duration,
     },
-    /// Nothing came in time. `late` says how long after the request something came after all.
+    /// Nothing came in time. `late` says how long after its request a reply of this meter came after all.
     Silent {
         /// Time from request to a reply that came too late to count.
         late: Option<Duration>,
     },
-    /// Bytes came that are not an answer to this question: `detail` says what is wrong with them.
+    /// Bytes came that are not the reply to this request: `detail` says what is wrong with them.
     Garbled {
         /// What was seen and what was expected.
         detail: String,
@@ -67,4 +152,13 @@ pub struct Refusal {
     pub text: &'static str,
     /// Worth asking again soon (busy), rather than a fault of profile or configuration.
     pub transient: bool,
+}
+
+/// Bytes as they are written in manuals: `0x0103…`.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::from("0x"), |mut text, byte| {
+        let _ = write!(text, "{byte:02X}"); // writing to a String cannot fail
+        text
+    })
 }

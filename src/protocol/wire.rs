@@ -67,6 +67,19 @@ impl Pace {
         }
     }
 
+    /// The settings of the serial line, where one is known.
+    pub fn wire(&self) -> Option<Wire> {
+        match self {
+            Pace::Serial(wire) => Some(*wire),
+            Pace::Network => None,
+        }
+    }
+
+    /// Time of so many characters; none behind a network.
+    pub fn characters(&self, count: u32) -> Duration {
+        self.wire().map_or(Duration::ZERO, |wire| wire.char_time() * count)
+    }
+
     /// Silence kept before a request.
     pub fn silence(&self) -> Duration {
         match self {

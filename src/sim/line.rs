@@ -333,8 +333,8 @@ mod tests {
         model::Dec,
         profile::Catalogue,
         protocol::{
-            Parity,
-            modbus::{Framing, rtu_answer},
+            Found, Parity,
+            modbus::{rtu_fault, rtu_reply},
         },
         sim::{Fault, SimMeter, share},
     };
@@ -394,7 +394,7 @@ mod tests {
         let line = line(vec![meter(1)]);
         let mut port = open(&line);
         let (request, received, took) = ask(&mut port, 1);
-        assert_eq!(rtu_answer(&request, &received), Framing::Frame(0..REPLY_CHARS as usize));
+        assert_eq!(rtu_reply(&request, &received), Found::Frame(0..REPLY_CHARS as usize));
         assert_eq!(received[3..7], [0x43, 0x66, 0x33, 0x33], "230.2 as a single");
         let least = WIRE.char_time() * (8 + REPLY_CHARS) + Duration::from_millis(20);
         assert!(took >= least, "{took:?}, at least {least:?} at 9600 baud");
@@ -408,7 +408,7 @@ mod tests {
         let line = line(vec![meter(1)]);
         for _ in 0..3 {
             let (request, received, _) = ask(&mut open(&line), 1);
-            assert_eq!(rtu_answer(&request, &received), Framing::Frame(0..9));
+            assert_eq!(rtu_reply(&request, &received), Found::Frame(0..9));
         }
     }
 
@@ -429,12 +429,11 @@ mod tests {
         assert_eq!(ask(&mut port, 0).1, NOTHING, "a broadcast");
         for (unit, says) in [(2, ""), (4, "unit 5 spoke")] {
             let (request, received, _) = ask(&mut port, unit);
-            assert!(
-                matches!(rtu_answer(&request, &received), Framing::Unfit(detail) if detail.contains(says))
-            );
+            assert!(!matches!(rtu_reply(&request, &received), Found::Frame(_)));
+            assert!(rtu_fault(&request, &received).unwrap().contains(says));
         }
         let (request, received, _) = ask(&mut port, 3);
-        assert_eq!((received.len(), rtu_answer(&request, &received)), (4, Framing::Incomplete));
+        assert_eq!((received.len(), rtu_reply(&request, &received)), (4, Found::Incomplete));
 
         // The late one answers into the silence after the next one's answer, as itself.
         port.write_all(&rtu::frame(7, &READ)).unwrap();
@@ -442,7 +441,7 @@ mod tests {
         let request = rtu::frame(6, &READ);
         port.write_all(&request).unwrap();
         let (received, _) = listen(&mut port, late);
-        assert_eq!(rtu_answer(&request, &received[..9]), Framing::Frame(0..9));
+        assert_eq!(rtu_reply(&request, &received[..9]), Found::Frame(0..9));
         assert_eq!(received[9..], rtu::frame(7, &[4, 4, 0x43, 0x66, 0x33, 0x33]));
         assert_eq!(line.collisions(), 0);
     }
@@ -452,7 +451,7 @@ mod tests {
         let line = line(vec![meter(1)]);
         line.set_echo(true);
         let (request, received, _) = ask(&mut open(&line), 1);
-        assert_eq!(rtu_answer(&request, &received), Framing::Frame(8..17));
+        assert_eq!(rtu_reply(&request, &received), Found::Frame(8..17));
     }
 
     #[test]
@@ -476,7 +475,7 @@ mod tests {
         port.write_all(&[0x55; 11]).unwrap();
         assert_eq!(listen(&mut port, Duration::from_millis(50)).0, NOTHING);
         let (request, received, _) = ask(&mut port, 1);
-        assert_eq!(rtu_answer(&request, &received), Framing::Frame(0..9));
+        assert_eq!(rtu_reply(&request, &received), Found::Frame(0..9));
     }
 
     #[test]

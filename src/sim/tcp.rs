@@ -290,8 +290,8 @@ mod tests {
     use crate::{
         profile::Catalogue,
         protocol::{
-            Parity,
-            modbus::{Framing, rtu_answer, tcp_answer},
+            Found, Parity,
+            modbus::{rtu_reply, tcp_reply},
         },
         sim::{Fault, SimMeter, share},
     };
@@ -330,7 +330,7 @@ mod tests {
             let client = if transaction == 2 { &mut two } else { &mut one };
             let request = mbap(transaction, 1);
             let received = answer(client, &request, 13).await;
-            assert_eq!(tcp_answer(&request, &received), Framing::Frame(0..13));
+            assert_eq!(tcp_reply(&request, &received), Found::Frame(0..13));
             assert_eq!(received[9..], [0x43, 0x66, 0x33, 0x33]);
         }
         assert_eq!((peer.requests(), peer.collisions()), (3, 0));
@@ -354,7 +354,7 @@ mod tests {
         client.write_all(&mbap(1, 1)).await.unwrap();
         let both = answer(&mut client, &mbap(2, 2), 26).await;
         assert_eq!((both[1], both[14]), (2, 1));
-        assert_eq!(tcp_answer(&mbap(1, 1), &both), Framing::Frame(13..26));
+        assert_eq!(tcp_reply(&mbap(1, 1), &both), Found::Frame(13..26));
     }
 
     #[tokio::test]
@@ -369,7 +369,7 @@ mod tests {
         let request = rtu::frame(1, &READ);
         let began = Instant::now();
         let received = answer(&mut client, &request, 9).await;
-        assert_eq!(rtu_answer(&request, &received), Framing::Frame(0..9));
+        assert_eq!(rtu_reply(&request, &received), Found::Frame(0..9));
         let least = wire.char_time() * 17 + Duration::from_millis(20);
         assert!(began.elapsed() >= least, "{:?}, at least {least:?}", began.elapsed());
     }

@@ -205,13 +205,20 @@ fn gone() -> io::Error {
 }
 
 impl Port for VirtualPort {
-    fn discard_input(&mut self) -> io::Result<()> {
+    fn take_input(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<()> {
         let mut copper = hold(&self.line.copper);
         if copper.is_gone(self.generation) {
             return Err(gone());
         }
         let now = Instant::now();
-        copper.arriving.retain(|(due, _)| *due > now);
+        while into.len() < most && copper.arriving.front().is_some_and(|(due, _)| *due <= now) {
+            into.extend(copper.arriving.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn tune(&mut self, wire: Wire) -> io::Result<()> {
+        hold(&self.line.copper).wire = wire;
         Ok(())
     }
 }
