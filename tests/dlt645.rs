@@ -4,9 +4,8 @@
 
 use std::{fs, path::PathBuf};
 
-use meter_gateway::protocol::{
-    dlt645::{Address, Identifier, Read, Reply, decode, encode, find, first_frame, frame},
-    modbus::Framing,
+use meter_gateway::protocol::dlt645::{
+    Address, Framing, Identifier, Read, Reply, decode, encode, find, first_frame, frame,
 };
 use serde::Deserialize;
 

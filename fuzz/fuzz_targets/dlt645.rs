@@ -3,9 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meter_gateway::protocol::{
-    dlt645::{Address, Identifier, MAX_DATA, Read, decode, encode, find, first_frame, frame, refusal},
-    modbus::Framing,
+use meter_gateway::protocol::dlt645::{
+    Address, Framing, Identifier, MAX_DATA, Read, decode, encode, find, first_frame, frame, refusal,
 };
 
 fuzz_target!(|data: &[u8]| {

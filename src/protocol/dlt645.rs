@@ -9,7 +9,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use super::{Refusal, modbus::Framing};
+use super::Refusal;
 
 /// Most data bytes of a reply to a read (5.2.5): a greater length is noise.
 pub const MAX_DATA: usize = 200;
@@ -280,6 +280,17 @@ pub fn first_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
         Found::Whole { length, frame } => Some((frame, at + length)),
         _ => None,
     })
+}
+
+/// What the bytes that followed a request amount to so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Framing {
+    /// Not yet a whole reply.
+    Incomplete,
+    /// The reply is these bytes.
+    Frame(std::ops::Range<usize>),
+    /// As much as a reply has, or more, and it is none: what is wrong with it.
+    Unfit(String),
 }
 
 /// Finds the reply to `request` in what was `received` since it was sent. Passed over are leading FE and noise, an echo
