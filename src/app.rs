@@ -19,9 +19,9 @@ use std::{
 use chrono::TimeDelta;
 use rustix::fs::Mode;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::{Instant, interval},
+    time::{Instant, interval, sleep},
 };
 
 use crate::{
@@ -56,35 +56,25 @@ pub struct Options {
 
 /// Runs the daemon until SIGTERM, SIGINT or `options.stop`.
 pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut end = End {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        stop: options.stop.unwrap_or_else(|| watch::channel(false).1),
+    };
     let mut reload = signal(SignalKind::hangup())?;
-    let mut stop = options.stop.unwrap_or_else(|| watch::channel(false).1);
     // Whatever is made from here on, the socket and the index too, is its owner's alone.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     descriptors::raise();
     log_warnings(&settings);
     systemd::status("opening the ledger");
-    // Opening can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it.
-    let started = tokio::select! {
-        started = Daemon::start(Arc::new(settings)) => Some(started?),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        () = asked_to_stop(&mut stop) => None,
-    };
-    let Some(mut daemon) = started else {
-        systemd::stopping();
-        return Ok(());
-    };
+    let Some(mut daemon) = begin(settings.into(), &mut end).await? else { return Ok(()) };
     systemd::ready(&daemon.status_line());
     let mut supervision = interval(SUPERVISION);
     let mut fed = Instant::now();
     let mut reading: Option<reload::Reading> = None;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = asked_to_stop(&mut stop) => break,
+            () = end.asked() => break,
             // One at a time: a signal that comes meanwhile is heard after it, and the files are read once more.
             _ = reload.recv(), if reading.is_none() => {
                 systemd::reloading();
@@ -97,8 +87,13 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
             _ = supervision.tick() => {
                 let well = daemon.supervise();
                 if daemon.files.condition().ended.is_some() {
+                    // Others have seen more of the ledger than it has: all parts end in order, and begin as at a start, where a
+                    // new ledger takes its place. Nobody has to be there for it, and no supervisor.
                     systemd::status("beginning a new ledger");
-                    daemon = daemon.begin_again().await?;
+                    let settings = daemon.house.telemetry().settings();
+                    alive(daemon.stop()).await;
+                    let Some(begun) = begin(settings, &mut end).await? else { return Ok(()) };
+                    daemon = begun;
                     systemd::status(&daemon.status_line());
                     continue;
                 }
@@ -122,10 +117,48 @@ fn log_warnings(settings: &Settings) {
     }
 }
 
-/// Never, when the owner has gone without a word.
-async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
+/// What ends the daemon. What comes while nobody waits for it is heard later.
+struct End {
+    terminate: Signal,
+    interrupt: Signal,
+    stop: watch::Receiver<bool>,
+}
+
+impl End {
+    async fn asked(&mut self) {
+        let stop = async {
+            if self.stop.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await; // the owner has gone without a word
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            () = stop => {}
+        }
+    }
+}
+
+/// A start. It can take minutes (a damaged index, a full disk): whoever asks for the end meanwhile gets it, and then there is
+/// no daemon.
+async fn begin(settings: Arc<Settings>, end: &mut End) -> anyhow::Result<Option<Daemon>> {
+    tokio::select! {
+        started = alive(Daemon::start(settings)) => started.map(Some),
+        () = end.asked() => {
+            systemd::stopping();
+            Ok(None)
+        }
+    }
+}
+
+/// Tells the supervisor that the process lives while something takes its time.
+async fn alive<T>(work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = sleep(SUPERVISION) => systemd::watchdog(),
+        }
     }
 }
 
@@ -215,14 +248,6 @@ impl Daemon {
             tokio::spawn(past::look_for_old(Arc::clone(&self.files), Arc::clone(telemetry), before));
         }
         self.house.supervise()
-    }
-
-    /// Others have seen more of the ledger than it has: all parts end in order, and begin as at a start, where a new ledger
-    /// takes its place. Nobody has to be there for it, and no supervisor.
-    async fn begin_again(self) -> anyhow::Result<Daemon> {
-        let settings = self.house.telemetry().settings();
-        self.stop().await;
-        Daemon::start(settings).await
     }
 
     /// The house in its own order, then the doors, then the ledger.

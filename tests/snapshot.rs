@@ -12,7 +12,9 @@ mod mosquitto;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::net::UnixDatagram,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -243,4 +245,45 @@ async fn a_copy_of_the_running_directory_is_noticed_before_anything_new_is_sent(
     })
     .await;
     assert_eq!(seen.of_two_contents(), Vec::<&(String, u64)>::new(), "{}", gateway.log());
+}
+
+/// Opening the new ledger hangs (a disk that does not answer): a supervisor sees that the process lives, and its end is heard.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_new_ledger_begins_the_watchdog_is_fed_and_the_end_is_heard() {
+    let broker = Mosquitto::open();
+    let mut gateway = Gateway::configured(broker.port, 1, &format!("confirm = \"billing\"\n{}", meters()));
+    let systemd = UnixDatagram::bind(gateway.path("notify")).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+    let consumer = Consumer::start(broker.port, "metering/v1/#", None).await;
+    gateway.start();
+    end(&mut gateway, false); // a ledger that has begun in this process ends by no receipt
+    gateway.environment =
+        vec![("NOTIFY_SOCKET", gateway.path("notify")), ("WATCHDOG_USEC", "4000000".into())];
+    gateway.start();
+    let status = gateway.until("connected", |status| status["publisher"]["connected"] == true);
+    let identity = gateway.path("data/ledger/ledger.json");
+    fs::remove_file(&identity).unwrap();
+    assert!(Command::new("mkfifo").arg(&identity).status().unwrap().success());
+    consumer.say("receipt", &json!({"ledger": status["ledger"], "confirmed_seq": 100_000})).await;
+
+    let hear = |line: &str| {
+        let (mut bytes, begun) = ([0; 4096], Instant::now());
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{line}");
+            let length = systemd.recv(&mut bytes).unwrap_or_else(|error| panic!("{line}: {error}"));
+            if std::str::from_utf8(&bytes[..length]).unwrap().lines().any(|said| said == line) {
+                return;
+            }
+        }
+    };
+    hear("STATUS=beginning a new ledger");
+    for _ in 0..3 {
+        let begun = Instant::now();
+        hear("WATCHDOG=1");
+        assert!(begun.elapsed() < Duration::from_secs(4), "the watchdog would have bitten");
+    }
+    assert!(gateway.try_get("/api/v1/status").is_none(), "it is still opening");
+    let (status, took) = gateway.terminate();
+    hear("STOPPING=1");
+    assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}\n{}", gateway.log());
 }

@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Gateway {
     /// How many files the daemon may open at once, when not as many as this process.
     pub files: Option<u32>,
+    /// What the environment of the daemon has besides.
+    pub environment: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
     pub dir: TempDir,
 }
@@ -31,7 +33,8 @@ pub struct Gateway {
 impl Gateway {
     /// A configuration in a directory of its own; nothing runs yet. `rest` is what follows `[mqtt] url`.
     pub fn configured(broker: u16, interval_secs: u32, rest: &str) -> Gateway {
-        let gateway = Gateway { files: None, child: None, dir: tempfile::tempdir().unwrap() };
+        let gateway =
+            Gateway { files: None, environment: Vec::new(), child: None, dir: tempfile::tempdir().unwrap() };
         gateway.configure(broker, interval_secs, rest);
         gateway
     }
@@ -67,7 +70,8 @@ impl Gateway {
             shell.arg(program.get_program()).args(program.get_args()).env_remove("METER_GATEWAY_CONFIG");
             program = shell;
         }
-        let child = program.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
+        let child = program.envs(environment).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
     }
 
