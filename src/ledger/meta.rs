@@ -178,6 +178,11 @@ impl Cursors {
         Cursors::parse(&text, ledger).map_err(|detail| format!("cursors {name}: {detail}"))
     }
 
+    /// So many records the ledger is known to have had.
+    pub fn known(&self) -> Seq {
+        self.stored.max(self.acknowledged).max(self.confirmed)
+    }
+
     /// From the bytes of their file.
     pub fn parse(bytes: &[u8], ledger: &str) -> Result<Cursors, String> {
         let checked: Checked = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;

@@ -11,8 +11,8 @@ use super::{
     chain::verify_line,
     disk::Disk,
     files::{io_error, sync_dir},
-    meta::Meta,
-    segments::{last_readable, lines_from, list, segment_path},
+    meta::{Cursors, Meta},
+    segments::{End, last_readable, lines_from, list, segment_path},
 };
 use crate::model::Seq;
 
@@ -96,7 +96,14 @@ fn fault(
         let start = pruned || first == 1;
         return Ok((begin.is_none() && !start).then(|| "it holds no record, and no file is before it".into()));
     };
-    let Some(end) = last_readable(disk, &segment_path(dir, *before), *length)? else { return Ok(None) };
+    let before = segment_path(dir, *before);
+    let Some(mut end) = last_readable(disk, &before, *length)? else { return Ok(None) };
+    let follows = |begin: &Begin| begin.seq == first && begin.prev == end.hash;
+    if end.seq >= first || !begin.as_ref().is_none_or(follows) {
+        // A record at its end that does not follow the one before it says nothing of what comes behind it.
+        let Some(linked) = last_linked(disk, &before)? else { return Ok(None) };
+        end = linked;
+    }
     if end.seq >= first {
         return Ok(Some(format!("the file before it goes on to seq {}", end.seq)));
     }
@@ -112,6 +119,11 @@ fn fault(
         && let Some(next) = first_readable(disk, &segment_path(dir, *next))?
         && last_readable(disk, &path, bytes)?.is_some_and(|own| own.hash == next.prev)
     {
+        return Ok(None);
+    }
+    // Where the ledger is known to have had records behind that one, and this file has them, it is the same.
+    let known = Cursors::load(disk, dir, &meta.id).map_or(0, |cursors| cursors.known());
+    if known > end.seq && last_readable(disk, &path, bytes)?.is_some_and(|own| own.seq >= known) {
         return Ok(None);
     }
     Ok(Some(format!(
@@ -142,6 +154,22 @@ fn first_readable(disk: &dyn Disk, path: &Path) -> Result<Option<Begin>, LedgerE
     Ok(None)
 }
 
+/// The last line of a file that follows the readable one before it, by number and by hash; the first readable one follows
+/// nothing. Reads all of it.
+fn last_linked(disk: &dyn Disk, path: &Path) -> Result<Option<End>, LedgerError> {
+    let mut lines = lines_from(disk, path, 0, u64::MAX)?;
+    let (mut before, mut linked, mut bytes) = (None::<(Seq, String)>, None, 0);
+    while let Some(chunk) = lines.next_chunk().map_err(io_error(path))? {
+        bytes = chunk.end;
+        let Ok(line) = verify_line(lines.bytes()) else { continue };
+        if before.is_none_or(|(seq, hash)| line.seq == seq + 1 && line.prev == hash) {
+            linked = Some(End { seq: line.seq, hash: line.hash.clone(), rest: chunk.end });
+        }
+        before = Some((line.seq, line.hash));
+    }
+    Ok(linked.map(|end| End { rest: bytes - end.rest, ..end }))
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path, time::Duration};
@@ -152,6 +180,9 @@ mod tests {
         FileLedger, Ledger, MirrorOptions, Options,
         audit::{audit, export},
         backup::{backup, restore},
+        chain::{seal, verify_line},
+        disk::RealDisk,
+        meta::Cursors,
     };
     use crate::model::{ClockState, Draft, Seq, Utc};
 
@@ -282,6 +313,54 @@ mod tests {
         assert!(ledger.read(firsts[1], 1, 1000).is_err(), "what is not there is not served");
         append(&ledger, 1);
         ledger.close();
+    }
+
+    /// The segment before the open one ends with a record that was made up, and proves itself. The open one stays, nothing
+    /// new begins, and the record made up is named.
+    #[test]
+    fn a_forged_record_at_the_end_of_a_segment_does_not_cost_the_next_one() {
+        for (what, forged_seq, linked, after_a_kill) in [
+            ("a number far ahead", 999, true, true),
+            ("the number of the next record", 0, true, true),
+            ("a number far back", 2, true, true),
+            ("the right number, and no link", 1, false, true),
+            ("the right number, and linked", 1, true, false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let firsts = filled(dir.path(), 40);
+            let [before, open] = firsts[firsts.len() - 2..] else { unreachable!() };
+            let text = fs::read_to_string(path(dir.path(), before)).unwrap();
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.pop();
+            let prev = verify_line(lines.last().unwrap().as_bytes()).unwrap().hash;
+            let prev = if linked { prev } else { "0".repeat(64) };
+            let seq = match forged_seq {
+                0 => open,
+                1 => open - 1,
+                other => other,
+            };
+            let draft = Draft::change("forged", Map::new(), Utc::UNIX_EPOCH, ClockState::Synced);
+            let forged = String::from_utf8(seal(&draft, seq, &prev).unwrap().bytes.to_vec()).unwrap();
+            lines.push(&forged);
+            fs::write(path(dir.path(), before), lines.join("\n") + "\n").unwrap();
+            if after_a_kill {
+                let id = Cursors::ledger(&RealDisk, &dir.path().join("ledger")).unwrap();
+                Cursors::default().store(&RealDisk, &dir.path().join("ledger"), &id).unwrap();
+            }
+
+            let (ledger, reports) = super::tests::open(dir.path());
+            assert_eq!(ledger.head().borrow().seq, 40, "{what}: {reports:?}");
+            assert!(!reports.iter().any(|report| report.contains("set aside")), "{what}: {reports:?}");
+            append(&ledger, 1);
+            assert_eq!(ledger.head().borrow().seq, 41, "{what}");
+            ledger.close();
+            let report = audit(dir.path(), 1, None, &mut |_, _| ()).unwrap();
+            // One that is linked is told from the true one by the next record alone.
+            let of = if linked && forged_seq == 1 { open } else { before };
+            let name = format!("{of:020}.seg");
+            assert!(report.faults.iter().any(|fault| fault.contains(&name)), "{what}: {report:?}");
+            assert_eq!(segments(dir.path()), firsts, "{what}");
+        }
     }
 
     #[test]

@@ -248,7 +248,7 @@ pub fn load_cursors(
             )));
         }
     };
-    let known = cursors.stored.max(cursors.acknowledged).max(cursors.confirmed);
+    let known = cursors.known();
     if known > end {
         let why = format!("it had {known} records and ends at seq {end}: to go on would give numbers twice");
         return Ok(Err(why));
