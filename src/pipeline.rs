@@ -231,6 +231,8 @@ impl Known {
                 None => {
                     flags.insert(flag::NOT_AVAILABLE.to_owned());
                 }
+                // Another device's registers have nothing to do with this one's.
+                Some(_) if flags.contains(flag::SERIAL_MISMATCH) => {}
                 Some(value) => {
                     let finding = check(self.histories.of(&point.name), value, *at, limits);
                     findings.insert(point.name.clone(), finding);
@@ -352,7 +354,10 @@ impl Known {
     /// Takes a stored reading into the history, from what it will say after a restart. It carries what is believed of the
     /// registers that it has no value of, so that no earlier one need be asked.
     fn remember(&mut self, reading: &mut Reading) {
-        let lacking = |name: &&PointName| reading.values.get(*name).is_none_or(|value| value.value.is_none());
+        let foreign = validate::is_of_another_device(reading);
+        let lacking = |name: &&PointName| {
+            foreign || reading.values.get(*name).is_none_or(|value| value.value.is_none())
+        };
         let profile = Arc::clone(&self.meter.profile);
         let registers =
             || profile.points.iter().filter(|point| point.register.is_some()).map(|point| &point.name);

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::model::{Dec, PointName, Reading, Utc, rfc3339};
+use crate::model::{Dec, PointName, Reading, Utc, flag, rfc3339};
 
-/// The key of a reading's evidence under which stands what is believed of registers that the reading has no value of;
+/// The key of a reading's evidence under which stands what is believed of registers that the reading has no value of, or
+/// another device's;
 /// also the key of it in the evidence of one register.
 pub const BELIEVED: &str = "believed";
 
@@ -146,9 +147,15 @@ pub enum Said {
     Nothing,
 }
 
+/// Whether what a reading shows is not the configured device's: nothing of it is believed.
+pub fn is_of_another_device(reading: &Reading) -> bool {
+    reading.flags.contains(flag::SERIAL_MISMATCH)
+}
+
 /// What `reading` says of the register `name`.
 pub fn said(reading: &Reading, name: &PointName) -> Said {
-    let value = reading.values.get(name).and_then(|point| point.value);
+    let value =
+        reading.values.get(name).and_then(|point| point.value).filter(|_| !is_of_another_device(reading));
     let known = |written: Option<&Value>| match written.and_then(History::from_json) {
         Some(history) => Said::Known(history),
         None => Said::Never,

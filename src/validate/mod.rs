@@ -6,7 +6,7 @@
 mod history;
 mod register;
 
-pub use history::{BELIEVED, Fallen, Histories, History, Last, Leapt, Said, said};
+pub use history::{BELIEVED, Fallen, Histories, History, Last, Leapt, Said, is_of_another_device, said};
 pub use register::{Finding, Limits, agrees, check};
 
 use std::collections::BTreeSet;

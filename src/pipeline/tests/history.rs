@@ -50,6 +50,34 @@ async fn after_a_restart_an_unconfirmed_value_is_still_not_believed_and_the_one_
     assert_eq!(flags(&reading), [flag::BACK_STEP, flag::TOO_FAST], "the other register has a history too");
 }
 
+/// A reading of another device: it may lie below, within what is allowed, or far above.
+#[tokio::test]
+async fn what_another_device_shows_is_never_believed_of_the_configured_one() {
+    let meter = || Meter { serial: Some("12345678".into()), ..place() };
+    for (shown, then) in [("12.00", "1000.50"), ("1003.00", "1000.50"), ("90000.00", "1000.50")] {
+        let mut bench = Bench::of(meter(), &ledger(), ClockState::Synced);
+        bench.twin.set_serial(dec("12345678"));
+        let mut all = vec![bench.slot()];
+        bench.twin.set_serial(dec("87654321"));
+        bench.show(shown);
+        all.push(bench.slot());
+        assert_eq!((flags(&all[1]), all[1].verdict), (vec![flag::SERIAL_MISMATCH], Verdict::Bad), "{shown}");
+        assert_eq!(value(&all[1], ENERGY).unwrap(), shown, "flagged, not dropped");
+
+        let mut again = Bench::of(meter(), &stored(&all).await, ClockState::Synced);
+        for (bench, restarted) in [(&mut bench, false), (&mut again, true)] {
+            bench.next_slot();
+            bench.next_slot();
+            bench.twin.set_serial(dec("12345678"));
+            bench.show(then);
+            let reading = bench.slot();
+            assert!(reading.flags.is_empty(), "{shown}, restarted: {restarted}: {reading:?}");
+            let fallen = bench.twice("999.00", "999.00");
+            assert_eq!(fallen.evidence[ENERGY]["previous"]["value"], then, "{shown}");
+        }
+    }
+}
+
 /// A reading in which the first request, the register's, brought nothing.
 fn refused_block(bench: &mut Bench) -> Reading {
     let mut sweep = bench.full(Purpose::Slot);
