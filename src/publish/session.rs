@@ -47,7 +47,12 @@ const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(30);
 const SILENCE_GRACE: Duration = Duration::from_secs(10);
 /// Shortest pause before the next attempt, in milliseconds.
 const PAUSE_MIN_MS: u64 = 1_000;
-/// Longest pause before the next attempt, in milliseconds: a site is heard of within a minute of its broker.
+/// Longest pause before the next attempt while an outage is short, in milliseconds: the first message is out within seconds
+/// of the broker's return, and the attempts of many gateways are still spread.
+const PAUSE_SHORT_MS: u64 = 2_000;
+/// How long an outage is short: a broker that restarts, a switch, a line.
+const SHORT_OUTAGE: Duration = Duration::from_secs(600);
+/// Longest pause of all, in milliseconds: a site is heard of within a minute of its broker.
 const PAUSE_MAX_MS: u64 = 60_000;
 /// Messages, acknowledged before a connection was lost, that are sent again after it: a broker that dies without
 /// persistence takes with it what it had acknowledged and not yet passed on. Duplicates are harmless, gaps are not.
@@ -109,6 +114,9 @@ pub struct Session {
     rewind: bool,
     refusals: u32,
     paused_until: Option<Instant>,
+    /// Since when no record was acknowledged and no connection lasted.
+    outage_since: Option<Instant>,
+    /// Attempts of this outage that failed after it was no longer short.
     attempts: u32,
     /// Connections in a row that another client with our id may have ended.
     taken_over: u32,
@@ -180,6 +188,7 @@ impl Session {
             rewind: false,
             refusals: 0,
             paused_until: None,
+            outage_since: None,
             attempts: 0,
             taken_over: 0,
             idle_ends: 0,

@@ -204,23 +204,66 @@ fn silence_and_stalls_are_noticed() {
 }
 
 #[test]
-fn pauses_between_attempts_grow_and_are_spread() {
-    let mut now = Instant::now();
+fn pauses_are_short_for_ten_minutes_then_grow_and_are_spread() {
+    let begin = Instant::now();
+    let mut now = begin;
     let mut s = session(Confirm::Broker, 1, now);
+    let mut short = 0;
     let mut longest = Vec::new();
-    for attempt in 0..8_u64 {
+    while longest.len() < 8 {
         assert_eq!(s.poll(now), Action::Connect);
+        let is_short = now - begin < Duration::from_secs(600);
         // The highest random number that still gives the longest pause of this attempt.
-        let ceiling = (1000_u64 << (attempt + 1).min(6)).min(60_000);
+        let ceiling = if is_short { 2000 } else { (4000_u64 << longest.len()).min(60_000) };
         s.handle(Event::Down { random: ceiling - 1000, cause: Cause::Closed }, now);
         let Action::WaitUntil(Some(until)) = s.poll(now) else { panic!("must wait") };
-        longest.push((until - now).as_secs());
+        if is_short {
+            assert_eq!(until - now, Duration::from_secs(2));
+            short += 1;
+        } else {
+            longest.push((until - now).as_secs());
+        }
         now = until;
     }
-    assert_eq!(longest, [2, 4, 8, 16, 32, 60, 60, 60]);
+    assert_eq!((short, longest), (300, vec![4, 8, 16, 32, 60, 60, 60, 60]));
     assert_eq!(s.poll(now), Action::Connect);
     s.handle(Event::Down { random: 0, cause: Cause::Closed }, now);
     assert_eq!(s.poll(now), Action::WaitUntil(Some(at(now, 1000))), "never sooner than a second");
+    // An acknowledgement ends the outage: the next one begins with short pauses again.
+    now = at(now, 1000);
+    bring_up(&mut s, 100, now);
+    send_all(&mut s, 1, 1, now);
+    s.handle(Event::Acknowledged(1, Verdict::Accepted), now);
+    s.handle(Event::Down { random: 1000, cause: Cause::Closed }, now);
+    drain(&mut s, now);
+    assert_eq!(s.poll(now), Action::WaitUntil(Some(at(now, 2000))));
+}
+
+#[test]
+fn a_broker_that_was_away_for_twenty_seconds_is_found_within_two() {
+    let mut waited = Vec::new();
+    for seed in 0..500 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let begin = Instant::now();
+        let back = at(begin, 20_000);
+        let mut s = session(Confirm::Broker, 1, begin);
+        bring_up(&mut s, 100, begin);
+        let mut now = begin;
+        s.handle(Event::Down { random: random.u64(..), cause: Cause::Closed }, now);
+        while now < back {
+            match s.poll(now) {
+                Action::WaitUntil(Some(until)) => now = until,
+                Action::Connect if now < back => {
+                    s.handle(Event::Down { random: random.u64(..), cause: Cause::Closed }, now);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(s.poll(now), Action::Connect);
+        waited.push((now - back).as_millis());
+    }
+    waited.sort_unstable();
+    assert!(waited[waited.len() / 2] < 1000 && waited[waited.len() - 1] <= 2000, "{waited:?}");
 }
 
 #[test]

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    super::link::Cause, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, Part, Phase, Session, TAKEN_OVER_SHOWN, Tag,
-    Verdict, resumed,
+    super::link::Cause, OVERLAP, PAUSE_MAX_MS, PAUSE_MIN_MS, PAUSE_SHORT_MS, Part, Phase, SHORT_OUTAGE,
+    Session, TAKEN_OVER_SHOWN, Tag, Verdict, resumed,
 };
 use crate::config::Confirm;
 
@@ -67,7 +67,7 @@ impl Session {
             Verdict::Accepted if !self.rewind => {
                 self.careful = false;
                 self.refusals = 0;
-                self.attempts = 0;
+                self.end_outage();
                 self.nobody_listens = false;
                 self.last_refusal = None;
             }
@@ -134,7 +134,7 @@ impl Session {
         let lasted = self.online_since.take().map(|since| now.saturating_duration_since(since));
         let good = lasted.is_some_and(|lasted| lasted >= GOOD_CONNECTION);
         if good {
-            self.attempts = 0;
+            self.end_outage();
             self.taken_over = 0;
         }
         self.owed.offline(now);
@@ -181,10 +181,24 @@ impl Session {
         self.careful = true;
         self.rewind = false;
         self.desync = None;
-        self.attempts = self.attempts.saturating_add(1);
-        let times = self.attempts.max(self.taken_over).min(6);
-        let ceiling = (PAUSE_MIN_MS << times).min(PAUSE_MAX_MS);
-        let pause = PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1);
-        self.phase = Phase::Waiting { until: now + Duration::from_millis(pause) };
+        self.phase = Phase::Waiting { until: now + self.pause(random, now) };
+    }
+
+    /// How long to wait before the next attempt. An outage of minutes is no reason to stay away for half a minute after it;
+    /// another client with our id is a reason at once.
+    fn pause(&mut self, random: u64, now: Instant) -> Duration {
+        let since = *self.outage_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= SHORT_OUTAGE {
+            self.attempts = self.attempts.saturating_add(1);
+        }
+        let outage = PAUSE_SHORT_MS << self.attempts.min(5);
+        let taken_over = PAUSE_MIN_MS << self.taken_over.min(6);
+        let ceiling = outage.max(taken_over).min(PAUSE_MAX_MS);
+        Duration::from_millis(PAUSE_MIN_MS + random % (ceiling - PAUSE_MIN_MS + 1))
+    }
+
+    fn end_outage(&mut self) {
+        self.outage_since = None;
+        self.attempts = 0;
     }
 }
