@@ -12,7 +12,7 @@ use std::{
 
 use meter_gateway::{
     ledger::{FileLedger, Ledger, Options, ReadingQuery, audit::audit},
-    model::{ClockState, Draft, ReadingKey, RecordType, Utc, rfc3339},
+    model::{ClockState, Draft, RecordType, Utc, rfc3339},
 };
 use serde_json::{Value, json};
 
@@ -31,8 +31,7 @@ fn draft(n: u64) -> Result<Draft, Box<dyn Error>> {
         "values": {"energy_import_total": value("kWh"), "power_active_total": value("W"), "voltage_l1": value("V")},
     });
     let Value::Object(fields) = record else { return Err("not an object".into()) };
-    let key = Some(ReadingKey { meter: meter.parse()?, scheduled_at: at });
-    Ok(Draft { kind: RecordType::Reading, recorded_at: at, clock: ClockState::Synced, fields, key })
+    Ok(Draft { kind: RecordType::Reading, recorded_at: at, clock: ClockState::Synced, fields, reading: None })
 }
 
 fn rss() -> String {

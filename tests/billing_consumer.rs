@@ -163,7 +163,7 @@ fn chain(from: u64, to: u64) -> Vec<Value> {
             recorded_at: at,
             clock: ClockState::Synced,
             fields,
-            key: None,
+            reading: None,
         };
         let sealed = seal(&draft, seq, &prev).unwrap();
         prev = sealed.hash;

@@ -20,7 +20,7 @@ use consumer::Consumer;
 use gateway::Gateway;
 use meter_gateway::{
     ledger::{FileLedger, Ledger, Options},
-    model::{ClockState, Draft, ReadingKey, RecordType, Utc, rfc3339},
+    model::{ClockState, Draft, RecordType, Utc, rfc3339},
 };
 use mosquitto::Mosquitto;
 use serde_json::{Map, Value, json};
@@ -52,8 +52,7 @@ fn fill(gateway: &Gateway, readings: i64) {
             "origin": "measured", "verdict": "good", "flags": [], "values": values,
         });
         let Value::Object(fields) = fields else { unreachable!() };
-        let key = Some(ReadingKey { meter: "E-1".parse().unwrap(), scheduled_at: at });
-        Draft { kind: RecordType::Reading, recorded_at: at, clock: ClockState::Synced, fields, key }
+        Draft { kind: RecordType::Reading, recorded_at: at, clock: ClockState::Synced, fields, reading: None }
     };
     for batch in 0..readings / 100 {
         runtime.block_on(ledger.append((batch * 100..(batch + 1) * 100).map(draft).collect())).unwrap();

@@ -208,7 +208,7 @@ async fn a_thousand_meters_are_split_and_a_crash_between_the_parts_is_resumed() 
                     .into_iter()
                     .filter(|(name, _)| !stored.contains(&name.as_str()))
                     .collect(),
-                key: None,
+                reading: None,
             })
             .collect()
     };
@@ -343,7 +343,7 @@ fn reseal(line: &[u8], edit: impl FnOnce(&mut Map<String, Value>)) -> (Vec<u8>, 
     let recorded_at = utc(take("recorded_at").as_str().unwrap());
     take("hash");
     let sealed =
-        seal(&Draft { kind, recorded_at, clock, fields: record, key: None }, seq, prev.as_str().unwrap())
+        seal(&Draft { kind, recorded_at, clock, fields: record, reading: None }, seq, prev.as_str().unwrap())
             .unwrap();
     (sealed.bytes.to_vec(), sealed.hash)
 }

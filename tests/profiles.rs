@@ -307,7 +307,7 @@ async fn the_record_of_a_profile_fits_the_ledger_or_the_profile_is_refused() {
             evidence: surprising.map(|point| (point.name.to_string(), evidence.clone())).collect(),
         };
         let ledger = MemoryLedger::new("0123456789abcdef0123456789abcdef");
-        let draft = Draft::reading(&reading, Utc::UNIX_EPOCH, ClockState::Unsynced);
+        let draft = Draft::reading(reading.clone(), Utc::UNIX_EPOCH, ClockState::Unsynced);
         ledger.append(vec![draft]).await.unwrap();
         let bytes = ledger.read(1, 1, 1_000_000).unwrap().remove(0).bytes.len();
         assert!(bytes <= meter_gateway::profile::largest_record(&profile.points), "{bytes}");

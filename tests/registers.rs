@@ -89,7 +89,7 @@ async fn day(kind: &str, rest: &str, values: &str) -> (Vec<String>, Value) {
         let verdict = serde_json::to_value(reading.verdict).unwrap();
         let flags: Vec<&str> = reading.flags.iter().map(String::as_str).collect();
         said.push([&[verdict.as_str().unwrap()], &flags[..]].concat().join(" "));
-        let draft = Draft::reading(&reading, utc(&at), meter_gateway::model::ClockState::Synced);
+        let draft = Draft::reading(reading.clone(), utc(&at), meter_gateway::model::ClockState::Synced);
         ledger.append(vec![draft]).await.unwrap();
     }
     clock.set("2026-11-02T00:06:00Z");

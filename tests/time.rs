@@ -93,7 +93,7 @@ impl World {
                 if sweep.meter == 0 {
                     self.stored.push(Instant::now());
                 }
-                let draft = Draft::reading(&reading, self.clock.wall(), self.clock.state());
+                let draft = Draft::reading(reading.clone(), self.clock.wall(), self.clock.state());
                 self.ledger.append(vec![draft]).await.unwrap();
             }
             self.teller.tell().await;

@@ -102,6 +102,9 @@ pub fn readings(kind: &str, count: usize) -> Vec<Reading> {
 
 /// The same as drafts.
 pub fn drafts(kind: &str, count: usize) -> Vec<Draft> {
-    let draft = |reading: &Reading| Draft::reading(reading, reading.scheduled_at, ClockState::Synced);
-    readings(kind, count).iter().map(draft).collect()
+    let draft = |reading: Reading| {
+        let at = reading.scheduled_at;
+        Draft::reading(reading, at, ClockState::Synced)
+    };
+    readings(kind, count).into_iter().map(draft).collect()
 }

@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
         recorded_at: Utc::from_timestamp_millis((place >> 22).cast_signed()).unwrap_or_default(),
         clock: if place & 2 == 0 { ClockState::Synced } else { ClockState::Unsynced },
         fields,
-        key: None,
+        reading: None,
     };
     let prev = sha256_hex(text);
     let Ok(sealed) = seal(&draft, seq, &prev) else { return };

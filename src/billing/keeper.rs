@@ -190,7 +190,7 @@ impl Keeper {
             recorded_at: self.clock.wall(),
             clock: self.clock.state(),
             fields,
-            key: None,
+            reading: None,
         };
         draft.fields.insert("key_id".into(), signer.public_key().id().into());
         sign(&mut draft, signer);

@@ -61,19 +61,33 @@ pub fn write_fields<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = (&'a str, &'a Value)>,
 ) -> Result<(), CanonicalError> {
+    write_fields_around(out, fields, "").map(drop)
+}
+
+/// The same; returns where the first field behind the name `left_out` begins: that one would stand before it.
+pub fn write_fields_around<'a>(
+    out: &mut Vec<u8>,
+    fields: impl Iterator<Item = (&'a str, &'a Value)>,
+    left_out: &str,
+) -> Result<usize, CanonicalError> {
     let mut sorted: Vec<(&str, &Value)> = fields.collect();
     sorted.sort_by(|(a, _), (b, _)| by_code_unit(a, b));
     out.push(b'{');
+    let mut place = None;
     for (i, (name, value)) in sorted.into_iter().enumerate() {
         if i > 0 {
             out.push(b',');
+        }
+        if by_code_unit(name, left_out) != Ordering::Less {
+            place.get_or_insert(out.len());
         }
         write_string(out, name);
         out.push(b':');
         write(out, value)?;
     }
+    let place = place.unwrap_or(out.len());
     out.push(b'}');
-    Ok(())
+    Ok(place)
 }
 
 /// UTF-16 code units, not bytes: they differ for what lies beyond the basic plane, and only there.
@@ -81,7 +95,8 @@ fn by_code_unit(a: &str, b: &str) -> Ordering {
     if a.is_ascii() && b.is_ascii() { a.cmp(b) } else { a.encode_utf16().cmp(b.encode_utf16()) }
 }
 
-fn write_string(out: &mut Vec<u8>, text: &str) {
+/// Appends a string with its quotes and escapes.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     for run in text.as_bytes().split_inclusive(is_escaped) {
         let Some((last, plain)) = run.split_last().filter(|(last, _)| is_escaped(last)) else {

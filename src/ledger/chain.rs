@@ -6,8 +6,8 @@ use bytes::Bytes;
 use ring::digest::{SHA256, digest};
 use serde_json::Value;
 
-use super::{LedgerError, canonical};
-use crate::model::{Draft, Seq, rfc3339};
+use super::{LedgerError, canonical, reading_line};
+use crate::model::{Draft, Origin, Reading, Seq, rfc3339};
 
 /// Longest record in bytes. A reading of 30 points is about 4 KiB; a message of records must fit a broker's limit.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -63,6 +63,35 @@ pub struct Verified {
 
 /// Gives `draft` the position `seq` behind the record whose hash is `prev`.
 pub fn seal(draft: &Draft, seq: Seq, prev: &str) -> Result<Sealed, LedgerError> {
+    let mut bytes = Vec::with_capacity(1536);
+    let refused = |error: canonical::CanonicalError| LedgerError::Refused(error.to_string());
+    let (place, facts) = match &draft.reading {
+        Some(reading) => {
+            let place = reading_line::write(&mut bytes, draft, reading, seq, prev).map_err(refused)?;
+            (place, facts_of(draft, reading))
+        }
+        None => write_fields(&mut bytes, draft, seq, prev)?,
+    };
+    let hash = sha256_hex(&bytes);
+    let field = HASH_FIELD.len() + hash.len() + 2;
+    if bytes.len() + field > MAX_LINE {
+        return Err(LedgerError::Refused(format!(
+            "it is {} bytes long; expected at most {MAX_LINE}",
+            bytes.len() + field
+        )));
+    }
+    let (before, behind) = bytes.split_at(place);
+    let line = [before, HASH_FIELD, hash.as_bytes(), b"\",", behind].concat();
+    Ok(Sealed { bytes: line.into(), hash, facts })
+}
+
+/// Any record's line without its hash, by way of its fields. Returns where the hash belongs.
+fn write_fields(
+    bytes: &mut Vec<u8>,
+    draft: &Draft,
+    seq: Seq,
+    prev: &str,
+) -> Result<(usize, Facts), LedgerError> {
     if let Some(name) = RESERVED.iter().find(|name| draft.fields.contains_key(**name)) {
         return Err(LedgerError::Refused(format!("its field `{name}` is the ledger's own")));
     }
@@ -75,22 +104,13 @@ pub fn seal(draft: &Draft, seq: Seq, prev: &str) -> Result<Sealed, LedgerError> 
     ];
     let given = draft.fields.iter().map(|(name, value)| (name.as_str(), value));
     let fields = given.chain(own.iter().map(|(name, value)| (*name, value)));
-    let refused = |error: canonical::CanonicalError| LedgerError::Refused(error.to_string());
-    let mut bytes = Vec::with_capacity(1024);
-    canonical::write_fields(&mut bytes, fields.clone()).map_err(refused)?;
-    let hash = sha256_hex(&bytes);
-    let proof = Value::from(hash.as_str());
-    bytes.clear();
-    canonical::write_fields(&mut bytes, fields.clone().chain([("hash", &proof)])).map_err(refused)?;
-    let facts = facts(|wanted| fields.clone().find(|(name, _)| *name == wanted)?.1.as_str());
-    if bytes.len() > MAX_LINE {
-        return Err(LedgerError::Refused(format!(
-            "it is {} bytes long; expected at most {MAX_LINE}",
-            bytes.len()
-        )));
-    }
-    Ok(Sealed { bytes: bytes.into(), hash, facts })
+    let place = canonical::write_fields_around(bytes, fields.clone(), "hash")
+        .map_err(|error| LedgerError::Refused(error.to_string()))?;
+    Ok((place, facts(|wanted| fields.clone().find(|(name, _)| *name == wanted)?.1.as_str())))
 }
+
+/// What stands before a hash in its line; behind it come a quote and a comma, because `prev` follows.
+const HASH_FIELD: &[u8] = b"\"hash\":\"";
 
 /// Checks that a line (without its line feed) is canonical and has the hash it says it has.
 pub fn verify_line(bytes: &[u8]) -> Result<Verified, String> {
@@ -130,7 +150,22 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+    text
+}
+
+fn facts_of(draft: &Draft, reading: &Reading) -> Facts {
+    let facts = ReadingFacts {
+        meter: reading.meter.as_str().to_owned(),
+        at_ms: reading.scheduled_at.timestamp_millis(),
+        missing: reading.origin == Origin::Missing,
+    };
+    Facts {
+        kind: "reading".to_owned(),
+        recorded_ms: draft.recorded_at.timestamp_millis(),
+        reading: Some(facts),
+    }
 }
 
 fn facts<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Facts {

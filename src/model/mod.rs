@@ -18,7 +18,7 @@ pub use ids::{BusId, IdError, MeterId, PointName};
 pub use lookalike::{first_lookalike, plain_character, plainly};
 pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
-pub use record::{ClockState, Draft, GENESIS, ReadingKey, RecordType, Seq, change};
+pub use record::{ClockState, Draft, GENESIS, RecordType, Seq, change};
 pub use slots::{SlotError, Slots};
 pub use text::{is_visible, printable};
 pub use time::{Utc, rfc3339, stepped};

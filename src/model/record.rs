@@ -1,9 +1,11 @@
 //! What goes into the ledger, before the ledger has given it a place in the chain.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{MeterId, Reading, Utc, rfc3339};
+use super::{Reading, Utc, rfc3339};
 
 /// Position in the ledger: from 1, without gaps, for the life of the ledger id.
 pub type Seq = u64;
@@ -35,15 +37,6 @@ pub enum ClockState {
     Holdover,
     /// Neither.
     Unsynced,
-}
-
-/// The key under which the index finds a reading.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReadingKey {
-    /// The metered place.
-    pub meter: MeterId,
-    /// The slot.
-    pub scheduled_at: Utc,
 }
 
 /// Names of the changes, as they stand in `change` (documented in `docs/mqtt.md`).
@@ -91,27 +84,24 @@ pub struct Draft {
     pub recorded_at: Utc,
     /// The clock's state at that moment.
     pub clock: ClockState,
-    /// Every other field. Strings, integers, booleans, null, arrays and objects only: no floats.
+    /// Every other field. Strings, integers, booleans, null, arrays and objects only: no floats. Empty where there is a
+    /// `reading`.
     pub fields: Map<String, Value>,
-    /// Where the index files it; `None` for what is not a reading.
-    pub key: Option<ReadingKey>,
+    /// In place of `fields`: nearly every record is one.
+    pub reading: Option<Arc<Reading>>,
 }
 
 impl Draft {
     /// A reading, ready to be appended.
-    pub fn reading(reading: &Reading, recorded_at: Utc, clock: ClockState) -> Draft {
-        let fields = match serde_json::to_value(reading) {
-            Ok(Value::Object(fields)) => fields,
-            _ => Map::new(), // a struct of maps and strings always becomes an object
-        };
-        let key = ReadingKey { meter: reading.meter.clone(), scheduled_at: reading.scheduled_at };
-        Draft { kind: RecordType::Reading, recorded_at, clock, fields, key: Some(key) }
+    pub fn reading(reading: Reading, recorded_at: Utc, clock: ClockState) -> Draft {
+        let reading = Some(Arc::new(reading));
+        Draft { kind: RecordType::Reading, recorded_at, clock, fields: Map::new(), reading }
     }
 
     /// A `change` record: `what` is one of the names in [`change`].
     pub fn change(what: &str, mut fields: Map<String, Value>, recorded_at: Utc, clock: ClockState) -> Draft {
         fields.insert("change".into(), what.into());
-        Draft { kind: RecordType::Change, recorded_at, clock, fields, key: None }
+        Draft { kind: RecordType::Change, recorded_at, clock, fields, reading: None }
     }
 
     /// An `anomaly` record that raises one. The same condition has the same `id` each time; without a meter or a bus in
@@ -127,6 +117,6 @@ impl Draft {
         fields.insert("severity".into(), severity.into());
         fields.insert("state".into(), "raised".into());
         fields.insert("since".into(), rfc3339(recorded_at).into());
-        Draft { kind: RecordType::Anomaly, recorded_at, clock, fields, key: None }
+        Draft { kind: RecordType::Anomaly, recorded_at, clock, fields, reading: None }
     }
 }

@@ -110,7 +110,7 @@ pub fn reading(sample: &Sample) -> Draft {
         "verdict": match (sample.value, sample.flags) { (None, _) => "bad", (_, []) => "good", _ => "suspect" },
         "flags": sample.flags, "values": values,
     });
-    Draft::reading(&serde_json::from_value(reading).unwrap(), at, ClockState::Synced)
+    Draft::reading(serde_json::from_value(reading).unwrap(), at, ClockState::Synced)
 }
 
 pub fn good<'a>(meter: &'a str, at: &'a str, value: &'a str) -> Sample<'a> {

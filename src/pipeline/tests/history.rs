@@ -15,7 +15,7 @@ use crate::ledger::{Cursor, Head, Ledger, Line, ReadingQuery};
 /// What the ledger holds after these readings, for a judge that begins with it.
 async fn stored(readings: &[Reading]) -> SharedLedger {
     let ledger = ledger();
-    let drafts = readings.iter().map(|reading| Draft::reading(reading, start(), ClockState::Synced));
+    let drafts = readings.iter().map(|reading| Draft::reading(reading.clone(), start(), ClockState::Synced));
     append(&ledger, drafts.collect()).await;
     ledger
 }
@@ -133,7 +133,7 @@ async fn restarted(readings: &[Reading], profile: &str) -> (Bench, usize) {
     let ledger =
         Arc::new(Counting(MemoryLedger::new("00000000000000000000000000000001"), AtomicUsize::new(0)));
     let shared: SharedLedger = Arc::clone(&ledger) as _;
-    let drafts = readings.iter().map(|reading| Draft::reading(reading, start(), ClockState::Synced));
+    let drafts = readings.iter().map(|reading| Draft::reading(reading.clone(), start(), ClockState::Synced));
     append(&shared, drafts.collect()).await;
     let meter = Meter { profile: Arc::new(profile::load(profile, "bench.toml").unwrap()), ..place() };
     let mut bench = Bench::of(meter, &shared, ClockState::Synced);
@@ -304,7 +304,7 @@ proptest::proptest! {
             let one = event(&mut living, what, &mut energy[0]);
             let other = event(&mut reborn, what, &mut energy[1]);
             proptest::prop_assert_eq!(&one, &other);
-            let draft = Draft::reading(&one, start(), ClockState::Synced);
+            let draft = Draft::reading(one.clone(), start(), ClockState::Synced);
             runtime.block_on(append(&ledger, vec![draft]));
         }
     }
