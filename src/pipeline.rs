@@ -12,10 +12,10 @@ use std::{
 };
 
 use serde_json::{Map, Value, json};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    bus::{AskKind, Judge, Judgement, Purpose, Skipped, Sweep},
+    bus::{AskKind, Judge, Judgement, Purpose, Skipped, Sweep, readings},
     clock::Clock,
     config::Meter,
     ledger::{LedgerError, SharedLedger},
@@ -27,10 +27,11 @@ use crate::{
     validate::{self, BELIEVED, Finding, Histories, History, Last, Limits, agrees, check},
 };
 
-/// Readings that may wait for the writer, all buses together: a slot of a thousand meters.
-pub const READINGS_QUEUE: usize = 1024;
-/// Readings that go into one append: what the ledger commits at once.
-const BATCH: usize = 100;
+/// Readings that go into one append: as many as the ledger takes in one.
+const BATCH: usize = 1000;
+/// Least time from one append of readings to the next while fewer than [`BATCH`] wait: an idle gateway stores a reading
+/// at once, a busy one syncs its flash fifty times a second at most.
+const APPEND_EVERY: Duration = Duration::from_millis(20);
 /// Pause before an append that failed is tried again; nothing is dropped meanwhile.
 const APPEND_AGAIN: Duration = Duration::from_secs(1);
 
@@ -399,12 +400,20 @@ fn trouble(outcome: &Outcome) -> (&'static str, Option<String>) {
     }
 }
 
-/// The single writer: appends what the buses read, in batches, and never lets go of a reading that is not stored.
-pub async fn write(mut readings: mpsc::Receiver<Reading>, ledger: SharedLedger, clock: Arc<dyn Clock>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while readings.recv_many(&mut batch, BATCH).await > 0 {
+/// The single writer: appends what the buses read, in batches, and never lets go of a reading that is not stored. What
+/// comes while one batch is stored waits in the queue and is the next one.
+pub async fn write(mut readings: readings::Receiver, ledger: SharedLedger, clock: Arc<dyn Clock>) {
+    let mut due = Instant::now();
+    while let Some(first) = readings.next().await {
+        let mut batch = vec![first];
+        readings.fill(&mut batch, BATCH);
+        if batch.len() < BATCH {
+            sleep_until(due).await;
+            readings.fill(&mut batch, BATCH);
+        }
+        due = Instant::now() + APPEND_EVERY;
         let drafts: Vec<Draft> =
-            batch.drain(..).map(|reading| Draft::reading(&reading, clock.wall(), clock.state())).collect();
+            batch.into_iter().map(|reading| Draft::reading(reading, clock.wall(), clock.state())).collect();
         append(&ledger, drafts).await;
     }
 }
@@ -442,6 +451,10 @@ fn refused(draft: &Draft, why: &str) -> Draft {
     let mut fields = Map::new();
     fields.insert("kind".into(), serde_json::to_value(draft.kind).unwrap_or_default());
     fields.insert("reason".into(), why.into());
+    if let Some(reading) = &draft.reading {
+        fields.insert("meter".into(), reading.meter.as_str().into());
+        fields.insert("scheduled_at".into(), rfc3339(reading.scheduled_at).into());
+    }
     for name in ["meter", "scheduled_at", "change"] {
         if let Some(Value::String(text)) = draft.fields.get(name) {
             let name = if name == "change" { "of" } else { name };

@@ -48,6 +48,8 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
     ("src/model/slots.rs", "MOST_BESIDE_MS", "a spread, not a bound of anything that grows"),
     ("src/model/time.rs", "SLEW", "what counts as a step"),
     ("src/model/time.rs", "STEP", "what counts as a step"),
+    ("src/model/reading.rs", "ENTRY_BYTES", "an estimate"),
+    ("src/model/reading.rs", "EVIDENCE_BYTES", "an estimate"),
     ("src/profile/size.rs", "EVIDENCE_BYTES", "an estimate"),
     ("src/profile/size.rs", "FRAME_BYTES", "an estimate"),
     ("src/profile/size.rs", "VALUE_BYTES", "an estimate"),
@@ -67,6 +69,7 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
 ];
 /// Channels without a capacity, and what bounds them instead.
 const UNBOUNDED: &[(&str, usize, &str)] = &[
+    ("src/bus/readings.rs", 1, "a reading needs its share of READINGS_BYTES permits"),
     ("src/ledger/index.rs", 2, "one message each, ever"),
     ("src/ledger/store.rs", 2, "an append needs one of QUEUE permits; sealed segments come one by one"),
 ];

@@ -16,7 +16,10 @@ use std::{
 use futures_util::future::join_all;
 use meter_gateway::{
     app::meter_plan,
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, Now, RealPorts, SerialPort},
+    bus::{
+        BusHealth, BusTask, Cycle, DemandRequest, Now, RealPorts, SerialPort,
+        readings::{self, READINGS_BYTES},
+    },
     clock::{Clock, SystemClock},
     config::{Bus, Link, Meter},
     ledger::{MemoryLedger, SharedLedger},
@@ -110,7 +113,7 @@ fn peer(framing: TcpFraming, meters: &Meters, options: PeerOptions) -> TcpPeer {
 
 /// A bus at work.
 struct Bench {
-    readings: mpsc::Receiver<Reading>,
+    readings: readings::Receiver,
     demands: mpsc::Sender<DemandRequest>,
     health: Arc<Mutex<BusHealth>>,
     stop: watch::Sender<bool>,
@@ -126,7 +129,7 @@ impl Bench {
         let bus = Bus { id: "bench".parse().unwrap(), link, timeout, retries: 1 };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let ledger: SharedLedger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
-        let (sender, readings) = mpsc::channel(10_000);
+        let (sender, readings) = readings::readings(READINGS_BYTES);
         let (demands, asked) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let health = Arc::new(Mutex::new(BusHealth::default()));
@@ -155,7 +158,7 @@ impl Bench {
         let mut taken = Vec::new();
         let deadline = Instant::now() + PATIENCE;
         while !enough(&taken) {
-            match tokio::time::timeout_at(deadline, self.readings.recv()).await {
+            match tokio::time::timeout_at(deadline, self.readings.next()).await {
                 Ok(Some(reading)) => taken.push(reading),
                 other => panic!("{other:?} after {taken:#?} {:#?}", self.health()),
             }

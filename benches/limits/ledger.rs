@@ -12,13 +12,13 @@ use std::{
 };
 
 use meter_gateway::{
+    bus::readings::{self, READINGS_BYTES},
     clock::SystemClock,
     ledger::{FileLedger, Ledger, Options, SharedLedger},
     model::{Draft, Seq},
     pipeline,
 };
 use tempfile::TempDir;
-use tokio::sync::mpsc;
 
 use crate::{
     samples,
@@ -80,7 +80,7 @@ fn directory() -> TempDir {
 
 /// Without the wait for company: what is measured is the work and the flush, not a pause that is meant.
 fn at_once() -> Options {
-    Options { group_wait: Duration::ZERO, ..Options::default() }
+    Options { ..Options::default() }
 }
 
 fn open(dir: &Path, options: Options) -> Arc<FileLedger> {
@@ -190,8 +190,11 @@ async fn whole_way(kind: &str, budget: Duration) -> Vec<String> {
     let template = samples::readings(kind, TURN * BATCH);
     let mut turns = Turns::default();
     while turns.spent() < budget {
-        let (sender, queue) = mpsc::channel(template.len());
-        template.iter().cloned().for_each(|reading| sender.try_send(reading).unwrap());
+        let (sender, queue) = readings::readings(READINGS_BYTES);
+        for reading in template.iter().cloned() {
+            let room = sender.room(&reading).await.unwrap();
+            sender.send(reading, room);
+        }
         drop(sender);
         let first = ledger.head().borrow().seq + 1;
         let shared: SharedLedger = Arc::clone(&ledger) as _;

@@ -14,7 +14,10 @@ use std::{
 
 use meter_gateway::{
     app::meter_plan,
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, Now},
+    bus::{
+        BusHealth, BusTask, Cycle, DemandRequest, Now,
+        readings::{self, READINGS_BYTES},
+    },
     clock::{Clock, SystemClock},
     config::{Bus, Link, Meter},
     ledger::{MemoryLedger, SharedLedger},
@@ -119,7 +122,7 @@ async fn through_the_task(
     let bus = Bus { id: "bench".parse().unwrap(), link: over, timeout: Duration::from_secs(1), retries: 1 };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let ledger: SharedLedger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
-    let (sender, mut readings) = mpsc::channel(1000);
+    let (sender, mut readings) = readings::readings(READINGS_BYTES);
     let (_demands, asked) = mpsc::channel::<DemandRequest>(1);
     let (stop, shutdown) = watch::channel(false);
     let health = Arc::new(Mutex::new(BusHealth::default()));
@@ -141,12 +144,12 @@ async fn through_the_task(
     };
     let task = tokio::spawn(task.run());
     for _ in 0..WARM_UP {
-        readings.recv().await.unwrap();
+        readings.next().await.unwrap();
     }
     let (began, before) = (Instant::now(), health.lock().unwrap().clone());
     let mut sweeps = 0;
     while began.elapsed() < budget || sweeps < METERS.into() {
-        readings.recv().await.unwrap();
+        readings.next().await.unwrap();
         sweeps += 1;
     }
     let (wall, after) = (began.elapsed(), health.lock().unwrap().clone());

@@ -13,11 +13,11 @@ use tokio::{
 };
 
 use crate::{
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, Handed, MeterPlan, Now, Ports},
+    bus::{BusHealth, BusTask, Cycle, DemandRequest, Handed, MeterPlan, Now, Ports, readings},
     config::{Bus, Meter, Settings},
     console::Console,
     ledger::SharedLedger,
-    model::{Reading, Slots, Utc},
+    model::{Slots, Utc},
     pipeline::{self, BusJudge},
     profile,
     telemetry::{Telemetry, lock},
@@ -51,7 +51,7 @@ pub(super) fn start_buses(
     telemetry: &Arc<Telemetry>,
     console: &Arc<Console>,
     ports: &Arc<dyn Ports>,
-    readings: &mpsc::Sender<Reading>,
+    readings: &readings::Sender,
     handed: &Arc<Handed>,
 ) -> Buses {
     let (stop, down) = watch::channel(false);
@@ -86,7 +86,7 @@ struct Keeper {
     telemetry: Arc<Telemetry>,
     console: Arc<Console>,
     ports: Arc<dyn Ports>,
-    readings: mpsc::Sender<Reading>,
+    readings: readings::Sender,
     handed: Arc<Handed>,
     health: Arc<Mutex<BusHealth>>,
     down: watch::Receiver<bool>,

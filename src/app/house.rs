@@ -24,14 +24,17 @@ use super::{
 };
 use crate::{
     billing,
-    bus::{Handed, Ports},
+    bus::{
+        Handed, Ports,
+        readings::{self, READINGS_BYTES},
+    },
     clock::Clock,
     config::Settings,
     console::{Actions, Console},
     identity::Identity,
     ledger::SharedLedger,
-    model::{BusId, Draft, Reading, change},
-    pipeline::{self, READINGS_QUEUE, TimeTeller},
+    model::{BusId, Draft, change},
+    pipeline::{self, TimeTeller},
     publish::{Broker, PublisherState},
     telemetry::{Telemetry, lock},
 };
@@ -60,7 +63,7 @@ pub struct House {
     telemetry: Arc<Telemetry>,
     console: Arc<Console>,
     ill: watch::Sender<Option<String>>,
-    readings: mpsc::Sender<Reading>,
+    readings: readings::Sender,
     /// Outlives the buses, which a reload starts again.
     handed: Arc<Handed>,
     writer: JoinHandle<()>,
@@ -98,7 +101,7 @@ impl House {
             publisher: publisher_seen,
             warnings: Mutex::new(Vec::new()),
         });
-        let (readings, queue) = mpsc::channel(READINGS_QUEUE);
+        let (readings, queue) = readings::readings(READINGS_BYTES);
         let writer = tokio::spawn(pipeline::write(queue, ledger, clock));
         let (inbox, requests) = mpsc::channel(PUBLISHER_INBOX);
         let (ill, health) = watch::channel(None);

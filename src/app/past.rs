@@ -257,12 +257,7 @@ mod tests {
 
     fn open(dir: &tempfile::TempDir, mirror: &tempfile::TempDir) -> Arc<FileLedger> {
         let mirror = MirrorOptions { round: Duration::from_millis(5), ..MirrorOptions::at(mirror.path()) };
-        let options = Options {
-            segment_bytes: 2500,
-            group_wait: Duration::ZERO,
-            mirror: Some(mirror),
-            ..Options::default()
-        };
+        let options = Options { segment_bytes: 2500, mirror: Some(mirror), ..Options::default() };
         FileLedger::open(dir.path(), options).unwrap().0
     }
 

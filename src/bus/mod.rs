@@ -7,6 +7,7 @@ mod handed;
 mod health;
 mod line;
 mod port;
+pub mod readings;
 mod task;
 
 pub use cycle::{

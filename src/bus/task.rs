@@ -19,6 +19,7 @@ use super::{
     health::{BusHealth, EndedSlot, MeterHealth},
     line::Line,
     port::Ports,
+    readings,
 };
 use crate::{
     clock::Clock,
@@ -73,7 +74,7 @@ pub struct BusTask {
     /// Reads that somebody wants now.
     pub demands: mpsc::Receiver<DemandRequest>,
     /// Final readings, in order.
-    pub readings: mpsc::Sender<Reading>,
+    pub readings: readings::Sender,
     /// What was handed over, for the task after this one.
     pub handed: Arc<Handed>,
     /// For status and metrics.
@@ -222,10 +223,10 @@ impl BusTask {
     /// nobody: that is waiting, not hanging, and is told so. Whether the writer hangs is not judged here.
     async fn wait_for_room(&mut self, reading: Reading) -> bool {
         loop {
-            match timeout(STILL_HERE, self.readings.reserve()).await {
-                Ok(Ok(permit)) => {
+            match timeout(STILL_HERE, self.readings.room(&reading)).await {
+                Ok(Ok(room)) => {
                     self.note_handed(&reading);
-                    permit.send(reading);
+                    self.readings.send(reading, room);
                     return true;
                 }
                 Ok(Err(_)) => return false,

@@ -187,7 +187,7 @@ mod tests {
     use crate::model::{ClockState, Draft, Seq, Utc};
 
     fn open(dir: &Path) -> (std::sync::Arc<FileLedger>, Vec<String>) {
-        let options = Options { segment_bytes: 2500, group_wait: Duration::ZERO, ..Options::default() };
+        let options = Options { segment_bytes: 2500, ..Options::default() };
         FileLedger::open(dir, options).unwrap()
     }
 
@@ -391,8 +391,7 @@ mod tests {
         let with_mirror = || {
             let mirror =
                 Some(MirrorOptions { round: Duration::from_millis(5), ..MirrorOptions::at(mirror.path()) });
-            let options =
-                Options { segment_bytes: 2500, group_wait: Duration::ZERO, mirror, ..Options::default() };
+            let options = Options { segment_bytes: 2500, mirror, ..Options::default() };
             FileLedger::open(dir.path(), options).unwrap().0
         };
         let copied = |ledger: &FileLedger, seq: Seq| {

@@ -62,10 +62,6 @@ const INDEX_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Options {
     /// A segment is sealed when it has grown to so many bytes.
     pub segment_bytes: u64,
-    /// How long the first append of a batch waits for company.
-    pub group_wait: Duration,
-    /// Records at which a batch waits no longer.
-    pub group_records: usize,
     /// Cursors are written at most this often.
     pub cursor_interval: Duration,
     /// Free bytes that are left to cursors, index and repair: below, nothing is appended.
@@ -88,9 +84,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             segment_bytes: 32 * 1024 * 1024, // a day of 700 meters at 15 minutes; scanned in about a second
-            group_wait: Duration::from_millis(50), // one sync per batch: flash wears by syncs, not by bytes
-            group_records: 100,
-            cursor_interval: Duration::from_millis(200),
+            cursor_interval: Duration::from_millis(800), // within the second that is promised; each is a file and two syncs
             may_replace: true,
             index_retry: Duration::from_secs(30), // what broke it once (a full disk) may take a moment to pass
             reserve_bytes: 0,                     // the daemon's is configured
@@ -166,6 +160,7 @@ impl FileLedger {
             meta: Mutex::new(meta),
             index: Mutex::new(index),
             cache: Mutex::default(),
+            recent: Mutex::default(),
             incidents: Mutex::new(reports.iter().take(MAX_INCIDENTS).cloned().collect()),
             stopping: AtomicBool::new(false),
             reserve_bytes: options.reserve_bytes,
@@ -308,8 +303,15 @@ impl Ledger for FileLedger {
         }
     }
 
+    fn recent(&self, from: Seq, max_records: usize, max_bytes: usize) -> Vec<Line> {
+        lock(&self.shared.recent).page(from, max_records, max_bytes)
+    }
+
     fn advance(&self, cursor: Cursor, to: Seq) {
         let to = to.min(self.head.borrow().seq);
+        if cursor == Cursor::Acknowledged {
+            lock(&self.shared.recent).forget(to);
+        }
         let was_clean = {
             let mut marks = lock(&self.shared.marks);
             let mark = match cursor {

@@ -16,7 +16,7 @@ use super::{
     audit::{Report, audit, audit_with, export},
     disk::sim::{Fault, SimDisk},
 };
-use crate::model::{ClockState, Draft, ReadingKey, RecordType, Seq, Utc};
+use crate::model::{ClockState, Draft, RecordType, Seq, Utc};
 
 const SLOT_MS: i64 = 900_000;
 
@@ -31,13 +31,12 @@ fn reading(meter: &str, slot: i64, missing: bool) -> Draft {
     }) else {
         unreachable!()
     };
-    let key = ReadingKey { meter: meter.parse().unwrap(), scheduled_at: at(slot) };
     Draft {
         kind: RecordType::Reading,
         recorded_at: at(slot),
         clock: ClockState::Synced,
         fields,
-        key: Some(key),
+        reading: None,
     }
 }
 
@@ -46,7 +45,7 @@ fn change(slot: i64) -> Draft {
 }
 
 fn small(segment_bytes: u64) -> Options {
-    Options { segment_bytes, group_wait: Duration::ZERO, ..Options::default() }
+    Options { segment_bytes, ..Options::default() }
 }
 
 fn open(dir: &Path, segment_bytes: u64) -> (Arc<FileLedger>, Vec<String>) {
@@ -557,8 +556,7 @@ fn a_failed_write_is_an_error_and_leaves_no_trace() {
 #[test]
 fn one_refused_append_does_not_hurt_its_batch() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { group_wait: Duration::from_millis(200), ..Options::default() };
-    let (ledger, _) = FileLedger::open(dir.path(), options).unwrap();
+    let (ledger, _) = FileLedger::open(dir.path(), Options::default()).unwrap();
     let mut bad = change(2);
     bad.fields.insert("x".into(), json!(0.1));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -577,8 +575,7 @@ fn one_refused_append_does_not_hurt_its_batch() {
 #[test]
 fn an_answer_means_that_the_line_is_in_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { group_wait: Duration::from_millis(5), ..Options::default() };
-    let (ledger, _) = FileLedger::open(dir.path(), options).unwrap();
+    let (ledger, _) = FileLedger::open(dir.path(), Options::default()).unwrap();
     let path = segments(dir.path()).remove(0);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async {

@@ -1,6 +1,7 @@
-//! The single writer: gathers appends into batches, seals, writes, syncs once, and only then answers.
+//! The single writer: takes what has gathered during the last commit, seals, writes, syncs once, and only then answers.
 //!
-//! Runs on its own thread. Also the one that writes the cursors, because it is awake anyway.
+//! Runs on its own thread and waits for nothing but its queue and the disk. Also the one that writes the cursors, because
+//! it is awake anyway.
 
 use std::{
     io,
@@ -15,7 +16,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::{
-    Head, LedgerError,
+    Head, LedgerError, Line,
     chain::{self, Sealed as SealedLine},
     segments::{Appender, segment_path},
     store::{Options, Sealed, Shared, lock},
@@ -50,6 +51,9 @@ pub(super) struct Writer {
     /// Records since the end of the ledger was last noted beside the cursors.
     unnoted: usize,
 }
+
+/// Records at which a commit takes no further append along: they are all in memory until it is done.
+const COMMIT_RECORDS: usize = 2000;
 
 /// Records after which the end of the ledger is noted although no cursor moves: a broker may be away for weeks.
 const NOTE_EVERY: usize = 500;
@@ -93,19 +97,19 @@ impl Writer {
         self.cursors_due.get_or_insert_with(|| Instant::now() + interval);
     }
 
-    /// Gathers what arrives within the group wait, then commits it all with one sync.
+    /// Commits this append and all that wait behind it with one sync.
     fn batch(&mut self, first: Job, messages: &Receiver<Message>) {
-        let until = Instant::now() + self.options.group_wait;
         let mut records = first.drafts.len();
         let mut jobs = vec![first];
-        while records < self.options.group_records {
-            match messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Message::Append(job)) => {
+        while records < COMMIT_RECORDS
+            && let Ok(message) = messages.try_recv()
+        {
+            match message {
+                Message::Append(job) => {
                     records += job.drafts.len();
                     jobs.push(job);
                 }
-                Ok(Message::CursorsMoved) => self.cursors_moved(),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                Message::CursorsMoved => self.cursors_moved(),
             }
         }
         *lock(&self.shared.busy) = Some(Instant::now());
@@ -179,6 +183,8 @@ impl Writer {
         }
         state.head = head.clone();
         drop(state);
+        let stored = lines.iter().map(|(seq, _, _, line)| Line { seq: *seq, bytes: line.bytes.clone() });
+        lock(&self.shared.recent).extend(stored);
         self.unnoted += lines.len();
         if self.unnoted >= NOTE_EVERY {
             self.unnoted = 0;

@@ -97,6 +97,31 @@ pub struct Reading {
     pub evidence: Map<String, Value>,
 }
 
+/// Memory of an entry of a map beside its key and value, and of an allocation: about.
+const ENTRY_BYTES: usize = 48;
+/// Memory of what the flags of one point rest on: about.
+const EVIDENCE_BYTES: usize = 2000;
+
+impl Reading {
+    /// Bytes of memory that it takes, about.
+    pub fn memory(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, |text| text.len() + ENTRY_BYTES);
+        let point = |(name, value): (&PointName, &PointValue)| {
+            let set: usize = value.set.iter().flatten().map(|name| name.len() + ENTRY_BYTES).sum();
+            size_of::<PointValue>()
+                + name.as_str().len()
+                + ENTRY_BYTES
+                + text(&value.raw)
+                + text(&value.reason)
+                + set
+        };
+        size_of::<Reading>()
+            + self.flags.iter().map(|flag| flag.len() + ENTRY_BYTES).sum::<usize>()
+            + self.values.iter().map(point).sum::<usize>()
+            + self.evidence.len() * EVIDENCE_BYTES
+    }
+}
+
 /// Names of the validation rules, as they stand in `flags` (documented in `docs/validation.md`).
 pub mod flag {
     /// The meter did not answer.

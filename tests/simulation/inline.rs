@@ -46,6 +46,10 @@ impl Ledger for Inline {
         self.0.read(from, max_records, max_bytes)
     }
 
+    fn recent(&self, from: Seq, max_records: usize, max_bytes: usize) -> Vec<Line> {
+        self.0.recent(from, max_records, max_bytes)
+    }
+
     fn latest(&self, meter: &MeterId, before: Seq, limit: usize) -> Result<Vec<Line>, LedgerError> {
         self.0.latest(meter, before, limit)
     }

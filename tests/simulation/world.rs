@@ -266,7 +266,6 @@ impl World {
         let data = self.dir.path().join("data");
         let options = Options {
             segment_bytes: 64 * 1024,
-            group_wait: Duration::ZERO,
             cursor_interval: Duration::from_secs(3600),
             now: clock.wall(),
             disk: self.disk.mount(),

@@ -37,7 +37,7 @@ fn mirror(dir: &Path, disk: Arc<dyn Disk>) -> MirrorOptions {
 /// A ledger of small segments with a copy in `dir`.
 fn open_on(data: &Path, dir: &Path, disk: Arc<dyn Disk>) -> Arc<FileLedger> {
     let mirror = Some(mirror(dir, disk));
-    let options = Options { segment_bytes: 2000, group_wait: Duration::ZERO, mirror, ..Options::default() };
+    let options = Options { segment_bytes: 2000, mirror, ..Options::default() };
     FileLedger::open(data, options).unwrap().0
 }
 

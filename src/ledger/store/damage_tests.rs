@@ -33,7 +33,6 @@ fn change(number: u64) -> Draft {
 fn options(disk: Arc<dyn Disk>) -> Options {
     Options {
         segment_bytes: 2500,
-        group_wait: Duration::ZERO,
         cursor_interval: Duration::ZERO,
         index_retry: Duration::from_millis(20),
         disk,

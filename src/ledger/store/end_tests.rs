@@ -1,6 +1,6 @@
 //! A ledger whose end is not proved does not go on; a session number that is not proved is not used.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc};
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ use super::{
 use crate::model::{ClockState, Draft, Utc};
 
 fn small(segment_bytes: u64) -> Options {
-    Options { segment_bytes, group_wait: Duration::ZERO, ..Options::default() }
+    Options { segment_bytes, ..Options::default() }
 }
 
 fn open(dir: &Path, segment_bytes: u64) -> (Arc<FileLedger>, Vec<String>) {

@@ -130,7 +130,7 @@ mod tests {
     use crate::model::{ClockState, Draft, Seq, Utc};
 
     fn open(dir: &Path) -> (std::sync::Arc<FileLedger>, Vec<String>) {
-        let options = Options { segment_bytes: 2500, group_wait: Duration::ZERO, ..Options::default() };
+        let options = Options { segment_bytes: 2500, ..Options::default() };
         FileLedger::open(dir, options).unwrap()
     }
 

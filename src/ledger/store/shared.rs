@@ -19,6 +19,7 @@ use super::super::{
     disk::{Disk, Identity},
     index::{self, Index, IndexError, Opening},
     meta::{Cursors, Meta},
+    recent::Recent,
     segments,
     summary::{Header, Place, Summary},
 };
@@ -125,6 +126,7 @@ pub struct Shared {
     pub meta: Mutex<Meta>,
     pub index: Mutex<Option<Index>>,
     pub cache: Mutex<VecDeque<Arc<Summary>>>,
+    pub recent: Mutex<Recent>,
     pub incidents: Mutex<Vec<String>>,
     pub stopping: AtomicBool,
     pub reserve_bytes: u64,

@@ -2,7 +2,10 @@
 //!
 //! Knows what a record that cannot be read means for the others; which records are due is the session's word.
 
-use tokio::time::Instant;
+use tokio::{
+    task::{JoinError, spawn_blocking},
+    time::Instant,
+};
 use tracing::{error, warn};
 
 use super::{
@@ -13,7 +16,10 @@ use super::{
     },
     Driver, Incoming,
 };
-use crate::{ledger::LedgerError, model::Seq};
+use crate::{
+    ledger::{LedgerError, Line, SharedLedger},
+    model::Seq,
+};
 
 pub(super) const RECORDS_SCHEMA: &str = "meter-gateway/records/1";
 
@@ -33,9 +39,7 @@ impl Driver {
         let wanted = self.session.message_bytes(limit);
         let count = usize::try_from(to - from + 1).unwrap_or(MAX_RECORDS).min(MAX_RECORDS);
         let room = payload::room_for_lines(&self.names, self.ledger.id(), wanted, count);
-        let ledger = self.ledger.clone();
-        let read = tokio::task::spawn_blocking(move || ledger.read(from, count, room)).await;
-        let mut lines = match read {
+        let mut lines = match read(self.ledger.clone(), from, count, room).await {
             Ok(Ok(lines)) => lines,
             Ok(Err(LedgerError::Damaged { seq, detail, path, offset })) if seq == from => {
                 let detail = format!("{path}: byte {offset}: {detail}");
@@ -88,4 +92,18 @@ impl Driver {
             }
         }
     }
+}
+
+/// From memory where that has them; else from the disk, on a thread that may wait for it.
+async fn read(
+    ledger: SharedLedger,
+    from: Seq,
+    count: usize,
+    room: usize,
+) -> Result<Result<Vec<Line>, LedgerError>, JoinError> {
+    let recent = ledger.recent(from, count, room);
+    if !recent.is_empty() {
+        return Ok(Ok(recent));
+    }
+    spawn_blocking(move || ledger.read(from, count, room)).await
 }

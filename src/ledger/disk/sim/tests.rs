@@ -9,7 +9,7 @@ use serde_json::{Map, json};
 use super::*;
 use crate::{
     ledger::{Cursor, FileLedger, Ledger, Line, Options, audit::audit_with},
-    model::{ClockState, Draft, ReadingKey, RecordType, Seq, Utc},
+    model::{ClockState, Draft, RecordType, Seq, Utc},
 };
 
 /// Ledgers, each from its own seed, and how often each loses its process or its power.
@@ -92,13 +92,12 @@ fn draft(rng: &mut Rng, slot: i64) -> Draft {
     fields.insert("meter".into(), meter.into());
     fields.insert("scheduled_at".into(), crate::model::rfc3339(at(slot)).into());
     fields.insert("origin".into(), if rng.u8(..4) == 0 { "missing" } else { "measured" }.into());
-    let key = ReadingKey { meter: meter.parse().unwrap(), scheduled_at: at(slot) };
     Draft {
         kind: RecordType::Reading,
         recorded_at: at(slot),
         clock: ClockState::Synced,
         fields,
-        key: Some(key),
+        reading: None,
     }
 }
 
@@ -126,7 +125,6 @@ impl Life {
     fn options(disk: Arc<dyn Disk>, segment_bytes: u64) -> Options {
         Options {
             segment_bytes,
-            group_wait: Duration::ZERO,
             // Only when asked for: the number of the change at which the power goes must not depend on the time.
             cursor_interval: Duration::from_secs(3600),
             disk,
