@@ -151,7 +151,7 @@ fn a_day_that_begins_in_a_fall_counts_from_where_the_register_is_back() {
         ("40482.80 0 0 0 0", 2, "back_step"),
         ("40482.80 0 1 2 3 4 5 6 7 8 9 10", 3, "back_step"),
         ("40482.80 0 1 2 3 4 5 6 7 8 9 10", 9, "2"), // believed again from 8 on
-        ("20292.80 20292.79 20292.90", 1, "0.10"), // the day before came to 20292.80
+        ("20292.80 20292.79 20292.90", 1, "0.10"),   // the day before came to 20292.80
     ] {
         let all = readings(values, hundredths());
         assert_eq!(says(&all[skip..], hundredths()), expected, "{values} from {skip}");
