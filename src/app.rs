@@ -5,7 +5,6 @@ mod changes;
 mod descriptors;
 mod house;
 mod listeners;
-mod pace;
 mod past;
 mod publisher;
 mod reload;

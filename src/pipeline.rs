@@ -22,8 +22,8 @@ use crate::{
     model::{
         ClockState, Dec, Draft, Origin, PointName, PointValue, Reading, Utc, Verdict, change, flag, rfc3339,
     },
-    profile::{Point, decode},
-    protocol::{Outcome, Payload},
+    profile::{Point, bytes_of, decode},
+    protocol::{Outcome, Payload, Question},
     validate::{self, BELIEVED, Finding, Histories, History, Last, Limits, agrees, check},
 };
 
@@ -52,7 +52,7 @@ struct Known {
 /// A reading that is not final yet.
 struct Draught {
     reading: Reading,
-    /// When each point's words arrived.
+    /// When each point's bytes arrived.
     times: BTreeMap<PointName, Utc>,
     /// What the rules say of each register that has a value.
     findings: BTreeMap<PointName, Finding>,
@@ -123,17 +123,17 @@ impl Known {
             None => false,
         };
         for asked in &sweep.asked {
-            if let Outcome::Answered { payload: Payload::Words(words), at, .. } = &asked.outcome {
+            if let Outcome::Answered { payload, at, .. } = &asked.outcome {
+                let question = &asked.ask.planned.question;
                 last_reply = last_reply.max(Some(*at));
                 if asked.ask.kind == AskKind::Serial {
-                    self.note_serial(words);
+                    self.note_serial(question, payload);
                     continue;
                 }
                 for point in asked.ask.planned.points.iter().filter_map(|index| profile.points.get(*index)) {
-                    let offset = usize::from(point.cell.address - asked.ask.planned.question.address);
-                    let cell = words.get(offset..).unwrap_or_default();
                     times.insert(point.name.clone(), *at);
-                    values.insert(point.name.clone(), self.value_of(point, cell));
+                    let bytes = bytes_of(&point.cell, question, payload);
+                    values.insert(point.name.clone(), self.value_of(point, &bytes));
                 }
             } else if asked.ask.kind == AskKind::Points {
                 let (name, detail) = trouble(&asked.outcome);
@@ -193,9 +193,8 @@ impl Known {
         Draught { reading, times, findings }
     }
 
-    fn value_of(&self, point: &Point, words: &[u16]) -> PointValue {
-        let size = usize::from(point.cell.encoding.kind.words());
-        let decoded = decode(&point.cell, words.get(..size).unwrap_or(words));
+    fn value_of(&self, point: &Point, bytes: &[u8]) -> PointValue {
+        let decoded = decode(&point.cell, bytes);
         let (value, reason) = match decoded.value {
             Ok(value) => (Some(value), None),
             Err(reason) => (None, Some(reason.to_owned())),
@@ -249,9 +248,9 @@ impl Known {
             .collect()
     }
 
-    fn note_serial(&mut self, words: &[u16]) {
+    fn note_serial(&mut self, question: &Question, payload: &Payload) {
         if let Some(serial) = &self.meter.profile.serial
-            && let Ok(number) = decode(&serial.cell, words).value
+            && let Ok(number) = decode(&serial.cell, &bytes_of(&serial.cell, question, payload)).value
         {
             self.serial_seen = Some(number.to_string());
         }

@@ -4,8 +4,12 @@
 
 use std::{fs, path::PathBuf};
 
-use meter_gateway::protocol::dlt645::{
-    Address, Framing, Identifier, Read, Reply, decode, encode, find, first_frame, frame,
+use meter_gateway::{
+    profile::{Block, ByteOrder, Cell, Encoding, Item as Place645, Kind, Place, bytes_of, decode},
+    protocol::{
+        Found, Payload, Question, Reply, Transaction as _,
+        dlt645::{Address, Identifier, Read, ReadTransaction, encode, fault, find, first_frame, frame},
+    },
 };
 use serde::Deserialize;
 
@@ -72,9 +76,9 @@ fn asked(vector: &Vector) -> Option<(Address, Read)> {
         0x11 | 0x12 if frame.control & 0x40 == 0 && frame.fields.len() >= 4 => {
             let follow_up =
                 follow_up.or_else(|| frame.fields.get(4).copied().filter(|_| frame.control == 0x12));
-            Read::Data { identifier: identifier(&frame.fields), follow_up }
+            Read::Data { identifier: identifier(&frame.fields), follow_up, length: 4 }
         }
-        0x11 => Read::data("00010000".parse().unwrap()),
+        0x11 => Read::data("00010000".parse().unwrap(), 4),
         _ => return None,
     };
     Some((frame.address, read))
@@ -114,57 +118,131 @@ fn every_reply_is_found_and_taken_apart() {
         let Some((target, read)) = asked(&vector) else {
             // What acknowledges a write or a switch answers nothing that can be asked.
             assert_eq!(expect.kind, "ack", "{name}");
-            let request = encode(seen.address, &Read::data("00010000".parse().unwrap()));
-            assert!(matches!(find(&request, &response), Framing::Unfit(_)), "{name}");
+            let request = encode(seen.address, &Read::data("00010000".parse().unwrap(), 4));
+            assert_eq!(find(&request, &response), Found::Incomplete, "{name}");
+            assert!(fault(&request, &response).is_some());
             continue;
         };
-        let request = encode(target, &read);
-        let Framing::Frame(range) = find(&request, &response) else { panic!("{name}: not found") };
+        let asked = ReadTransaction::new(target, read);
+        let Found::Frame(range) = asked.find(&response) else { panic!("{name}: not found") };
         assert_eq!(range.end, response.len(), "{name}");
         for cut in 0..response.len() {
-            assert_eq!(find(&request, &response[..cut]), Framing::Incomplete, "{name}: cut to {cut}");
+            assert_eq!(asked.find(&response[..cut]), Found::Incomplete, "{name}: cut to {cut}");
         }
-        let echoed = [&request[..], &response].concat();
-        assert!(matches!(find(&request, &echoed), Framing::Frame(_)), "{name}: behind its echo");
-        match decode(&read, &response[range]).unwrap_or_else(|| panic!("{name}: no reply")) {
+        let echoed = [asked.request(), &response].concat();
+        assert!(matches!(asked.find(&echoed), Found::Frame(_)), "{name}: behind its echo");
+        let reply = &response[range];
+        if let Some(next) = asked.follow_up(reply) {
+            assert!(expect.more_follows, "{name}");
+            let number = expect.seq.as_ref().map_or(0, |seq| seq.parse().unwrap());
+            let next = first_frame(next.request()).unwrap().0;
+            assert_eq!((next.control, next.fields.last()), (0x12, Some(&(number + 1))), "{name}");
+            found += 1;
+            continue;
+        }
+        assert!(!expect.more_follows, "{name}");
+        match asked.decode(reply) {
             Reply::Refused(refusal) => {
                 assert_eq!(Some(refusal.code.to_string()), expect.items[0].value, "{name}");
                 assert!(!refusal.transient && refusal.text.contains("no such data"), "{name}");
             }
-            Reply::Address(address) => {
-                assert_eq!(Some(address.to_string()), expect.items[0].value, "{name}");
+            Reply::Data(Payload::Data { from, bytes }) => {
+                assert_eq!(from, address(&expect.address), "{name}");
+                if read == Read::Address {
+                    assert_eq!((expect.items[0].value.clone(), bytes.len()), (Some(from.to_string()), 6));
+                } else {
+                    assert_values(&vector, read, &Payload::Data { from, bytes });
+                }
             }
-            Reply::Data { from, more, .. } => {
-                assert_eq!((from, more), (address(&expect.address), expect.more_follows), "{name}");
-            }
+            other => panic!("{name}: {other:?}"),
         }
         found += 1;
     }
     assert!(found > 60, "{found}");
 }
 
+/// How the standard writes what an identifier brings; `None` for dates, times and texts, which are no quantities.
+fn format_of(id: &str) -> Option<(Kind, &'static str, bool)> {
+    Some(match id {
+        _ if id.contains(".time") || id.contains(".weekday") => return None,
+        "04000101" | "04000102" | "04000405" | "04000407" | "05060001" => return None,
+        "04000402" => (Kind::Bcd48, "1", false),
+        "02800002" => (Kind::Bcd16, "0.01", false),
+        "02800007" => (Kind::Bcd16, "0.1", true),
+        _ if id.starts_with("0000") || id.starts_with("0003") => (Kind::Bcd32, "0.01", true),
+        _ if id.starts_with("00") || id.starts_with("0506") => (Kind::Bcd32, "0.01", false),
+        _ if id.starts_with("0101") => (Kind::Bcd24, "0.0001", false),
+        _ if id.starts_with("0201") => (Kind::Bcd16, "0.1", false),
+        _ if id.starts_with("0202") => (Kind::Bcd24, "0.001", true),
+        _ if id.starts_with("0203") => (Kind::Bcd24, "0.0001", true),
+        _ if id.starts_with("0206") => (Kind::Bcd16, "0.001", true),
+        _ if id.starts_with("0330") => (Kind::Bcd24, "1", false),
+        _ if id.starts_with("040005") => (Kind::Bits16, "1", false),
+        _ => panic!("{id}: no format"),
+    })
+}
+
+fn cell(id: &str, identifier: Identifier, block: Option<Block>) -> Option<Cell> {
+    let (kind, scale, signed) = format_of(id)?;
+    Some(Cell {
+        place: Place::Dlt645(Place645 { identifier, length: kind.bytes(), block }),
+        encoding: Encoding { kind, order: ByteOrder::low_first(kind.bytes()), signed, bits: Vec::new() },
+        scale: scale.parse().unwrap(),
+        sentinels: vec![vec![0xFF; kind.bytes().into()]],
+    })
+}
+
+/// The values stand one behind the other.
+fn assert_values(vector: &Vector, read: Read, payload: &Payload) {
+    let Read::Data { identifier, .. } = read else { panic!() };
+    let mut offset = 0;
+    for item in &vector.expect.items {
+        let block = Some(Block { identifier, offset });
+        let Some(cell) = cell(&item.id, Identifier([0; 4]), block) else { continue };
+        let decoded = decode(&cell, &bytes_of(&cell, &Question::Dlt645(read), payload));
+        offset += cell.encoding.kind.bytes();
+        let expected = item.value.as_ref().map(|value| match item.id.as_str() {
+            "04000402" => value.trim_start_matches('0').to_owned(),
+            _ => value.clone(),
+        });
+        let value = decoded.value.map(|value| value.to_string());
+        assert_eq!(value.as_ref().ok(), expected.as_ref(), "{}: {}: {value:?}", vector.name, item.id);
+        if let Err(reason) = value {
+            assert!(["not_available", "bad_bcd"].contains(&reason), "{}: {reason}", vector.name);
+        }
+    }
+}
+
 #[test]
-fn what_must_be_refused_is_no_reply() {
+fn what_must_be_refused_is_no_value() {
     for vector in vectors().iter().filter(|vector| vector.expect.kind == "reject") {
+        let name = vector.name.as_str();
         let response = bytes(&vector.response_hex);
         let target = response.get(1..7).and_then(|wire| Some(Address::from_wire(wire.try_into().ok()?)));
-        let request = match vector.request_hex.as_str() {
-            "" => encode(target.unwrap_or(Address::ANYBODY), &Read::data("00010000".parse().unwrap())),
-            hex => bytes(hex),
+        let total = Read::data("00010000".parse().unwrap(), 4);
+        let (target, read) = match asked(vector) {
+            Some(known) if !vector.request_hex.is_empty() => known,
+            _ => (target.unwrap_or(Address::ANYBODY), total),
         };
-        let framing = find(&request, &response);
-        let fits = match vector.name.as_str() {
-            // Its checksum fits: that a value of four bytes has three is for the profile to see.
-            name if name.contains("one byte too few") => matches!(framing, Framing::Frame(_)),
-            name if ["no frame", "second start byte", "incomplete"]
-                .iter()
-                .any(|part| name.contains(part)) =>
-            {
-                framing == Framing::Incomplete
-            }
-            _ => matches!(framing, Framing::Unfit(_)),
-        };
-        assert!(fits, "{}: {framing:?}", vector.name);
+        let asked = ReadTransaction::new(target, read);
+        let nothing = ["no frame", "second start byte", "incomplete", "another DI"];
+        match asked.find(&response) {
+            Found::Damaged => assert!(!nothing.iter().any(|part| name.contains(part)), "{name}"),
+            Found::Incomplete => assert!(
+                nothing.iter().any(|part| name.contains(part)) || name.contains("bad checksum"),
+                "{name}"
+            ),
+            // Its checksum fits, and it answers; but there is no value in it.
+            Found::Frame(range) => match asked.decode(&response[range]) {
+                Reply::Unfit(_) => assert!(name.contains("L=0"), "{name}"),
+                Reply::Data(payload) => {
+                    let cell = cell("00010000", "00010000".parse().unwrap(), None).unwrap();
+                    let bytes = bytes_of(&cell, &Question::Dlt645(read), &payload);
+                    assert_eq!(decode(&cell, &bytes).value, Err("short"), "{name}");
+                }
+                other => panic!("{name}: {other:?}"),
+            },
+        }
     }
 }
 

@@ -24,7 +24,9 @@ use gateway::Gateway;
 use meter_gateway::{
     config,
     model::{Dec, Medium, Origin, Reading, Utc, Verdict},
-    sim::{Fault, SimClock, SimMeter, SimSite},
+    profile::bytes_of,
+    protocol::hex,
+    sim::{Fault, Shown, SimClock, SimMeter, SimSite},
 };
 use mosquitto::Mosquitto;
 use serde_json::{Value, json};
@@ -92,7 +94,6 @@ fn assert_shown(meter: &SimMeter, reading: &Reading) {
     for (name, value) in &reading.values {
         let point = profile.points.iter().find(|point| point.name == *name).unwrap();
         let Some(raw) = &value.raw else { continue };
-        let length = usize::from(point.cell.encoding.kind.words());
         // What carries the register dates the reading; the meter's other answers came in the same sweep.
         let main = name.as_str()
             == match reading.medium {
@@ -102,26 +103,18 @@ fn assert_shown(meter: &SimMeter, reading: &Reading) {
             };
         let before = if main { TimeDelta::milliseconds(1500) } else { TimeDelta::seconds(5) };
         let after = if main { TimeDelta::zero() } else { TimeDelta::seconds(5) };
-        let shown = meter.shown().find(|shown| {
-            let Some(offset) = point.cell.address.checked_sub(shown.read.address).map(usize::from) else {
-                return false;
-            };
-            let Some(words) = shown.words.get(offset..offset + length) else { return false };
-            let hex = words.iter().fold("0x".to_owned(), |hex, word| format!("{hex}{word:04X}"));
-            shown.read.table == point.cell.table
-                && (taken_at - before..=taken_at + after).contains(&shown.at)
-                && hex == *raw
-                && value.value.map(Dec::normalized)
-                    == meter.value(name.as_str(), shown.at).map(Dec::normalized)
-        });
+        let raw_of = |shown: &Shown| {
+            let bytes = bytes_of(&point.cell, &shown.question, &shown.payload);
+            (!bytes.is_empty()).then(|| hex(&bytes))
+        };
         let near: Vec<_> = meter
             .shown()
-            .filter(|shown| {
-                shown.read.table == point.cell.table
-                    && (taken_at - before..=taken_at + after).contains(&shown.at)
-            })
-            .map(|shown| (shown.at, shown.read, meter.value(name.as_str(), shown.at)))
+            .filter(|shown| (taken_at - before..=taken_at + after).contains(&shown.at))
+            .filter_map(|shown| Some((shown.at, raw_of(shown)?, meter.value(name.as_str(), shown.at))))
             .collect();
+        let shown = near.iter().find(|(_, hex, display)| {
+            hex == raw && value.value.map(Dec::normalized) == display.map(Dec::normalized)
+        });
         assert!(shown.is_some(), "{} {name}: {value:?} at {taken_at} is not among {near:?}", reading.meter);
     }
 }

@@ -32,7 +32,6 @@ const NO_LIMITS: &[(&str, &str, &str)] = &[
     ("src/cli/status.rs", "LABEL", "a layout"),
     ("src/cli/status.rs", "REASON_WIDTH", "a layout"),
     ("src/cli/text.rs", "USUAL_WIDTH", "a layout"),
-    ("src/config/buses.rs", "DEFAULT_BAUD", "a default"),
     ("src/config/cell.rs", "KEPT_DIGITS", "a fact of spreadsheets"),
     ("src/config/fault.rs", "PART_CHARS", "taste"),
     ("src/config/fault.rs", "FAR", "a sentinel of an algorithm"),

@@ -7,9 +7,12 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use meter_gateway::{
-    profile::{Catalogue, Cell, Decoded, Encoding, Profile, decode, encode, plan, serial_read, words_of},
+    profile::{
+        Catalogue, Cell, Decoded, Encoding, Place, Profile, bytes_of, decode, encode, plan, serial_question,
+        split,
+    },
     protocol::{
-        Found, Pace, Parity, Wire,
+        Found, Pace, Parity, Payload, Question, Wire, dlt645,
         modbus::{Read, Table, crc, refusal, rtu_reply},
     },
 };
@@ -21,7 +24,8 @@ struct Cases {
     case: Vec<Case>,
 }
 
-/// Words that are not given are 0. In `expect`, `!reason` is a point without a value, `serial` the meter's own.
+/// What a meter has: words by address, those that are not given are 0; data by identifier, as it comes over the wire. In
+/// `expect`, `!reason` is a point without a value, `serial` the meter's own.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
@@ -30,13 +34,28 @@ struct Case {
     input: BTreeMap<String, Vec<u16>>,
     #[serde(default)]
     holding: BTreeMap<String, Vec<u16>>,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
     expect: BTreeMap<String, String>,
     #[serde(default)]
     set: BTreeMap<String, Vec<String>>,
 }
 
 impl Case {
-    fn answer(&self, read: &Read) -> Vec<u16> {
+    /// `None`: the meter refuses.
+    fn answer(&self, question: &Question) -> Option<Payload> {
+        match question {
+            Question::Modbus(read) => Some(Payload::Words(self.words(read))),
+            Question::Dlt645(dlt645::Read::Data { identifier, .. }) => {
+                let data = self.data.get(&identifier.to_string())?;
+                let from = dlt645::Address::ANYBODY;
+                Some(Payload::Data { from, bytes: bytes(&data.replace(' ', "")) })
+            }
+            Question::Dlt645(dlt645::Read::Address) => None,
+        }
+    }
+
+    fn words(&self, read: &Read) -> Vec<u16> {
         let rows = match read.table {
             Table::Input => &self.input,
             Table::Holding => &self.holding,
@@ -64,16 +83,23 @@ fn read_all(profile: &Profile, case: &Case) -> BTreeMap<String, Decoded> {
     let pace = Pace::Serial(Wire { baud: 9600, parity: Parity::None, stop_bits: 1 });
     let points: Vec<usize> = (0..profile.points.len()).collect();
     let mut seen = BTreeMap::new();
-    for planned in plan(profile, &points, &pace) {
-        let reply = case.answer(&planned.question);
+    let mut requests = plan(profile, &points, &pace);
+    while let Some(planned) = requests.pop() {
+        let Some(reply) = case.answer(&planned.question) else {
+            let parts = split(&planned, profile);
+            assert!(parts.len() > 1, "{}, {}: {:?} is not given", profile.id, case.name, planned.question);
+            requests.extend(parts);
+            continue;
+        };
         for point in planned.points.iter().map(|index| &profile.points[*index]) {
-            let decoded = decode(&point.cell, words_of(&point.cell, &planned.question, &reply));
+            let decoded = decode(&point.cell, &bytes_of(&point.cell, &planned.question, &reply));
             seen.insert(point.name.to_string(), decoded);
         }
     }
-    if let (Some(serial), Some(read)) = (&profile.serial, serial_read(profile)) {
-        let reply = case.answer(&read);
-        seen.insert("serial".into(), decode(&serial.cell, words_of(&serial.cell, &read, &reply)));
+    if let (Some(serial), Some(question)) = (&profile.serial, serial_question(profile))
+        && let Some(reply) = case.answer(&question)
+    {
+        seen.insert("serial".into(), decode(&serial.cell, &bytes_of(&serial.cell, &question, &reply)));
     }
     seen
 }
@@ -139,12 +165,21 @@ fn every_ordinary_value_is_encoded_to_the_words_it_came_from() {
         let text = fs::read_to_string(at("profiles", &format!("{}.toml", profile.id))).unwrap();
         let cases: Cases = toml::from_str(&text).unwrap();
         for case in &cases.case {
-            for point in &profile.points {
-                let words = point.cell.encoding.kind.words();
-                let read = Read { table: point.cell.table, address: point.cell.address, count: words };
-                let reply = case.answer(&read);
-                if let Ok(value) = decode(&point.cell, &reply).value {
-                    assert_eq!(encode(&point.cell, value), Some(reply), "{}: {}", profile.id, point.name);
+            let points: Vec<usize> = (0..profile.points.len()).collect();
+            let own = points.iter().flat_map(|point| plan(profile, &[*point], &Pace::Network));
+            for planned in own {
+                let point = &profile.points[planned.points[0]];
+                let Some(reply) = case.answer(&planned.question) else { continue };
+                let bytes = bytes_of(&point.cell, &planned.question, &reply);
+                if let Ok(value) = decode(&point.cell, &bytes).value {
+                    let length = usize::from(point.cell.encoding.kind.bytes());
+                    assert_eq!(
+                        encode(&point.cell, value).as_deref(),
+                        Some(&bytes[..length]),
+                        "{}: {}",
+                        profile.id,
+                        point.name
+                    );
                 }
             }
         }
@@ -188,14 +223,14 @@ fn assert_item(vector: &Vector, item: &Item, read: &Read, reply: &[u16]) {
     let kind = serde_json::from_value(item.kind.clone().into()).unwrap();
     let address = u16::from_str_radix(item.id.trim_start_matches("0x"), 16).unwrap();
     let cell = Cell {
-        table: read.table,
-        address,
-        encoding: Encoding { kind, order: item.word_order.parse().unwrap(), bits: Vec::new() },
+        place: Place::Modbus { table: read.table, address },
+        encoding: Encoding { kind, order: item.word_order.parse().unwrap(), signed: false, bits: Vec::new() },
         scale: "1".parse().unwrap(),
         // The one vector without a value is ABB's largest signed number.
         sentinels: if item.value.is_none() { vec![bytes("7FFFFFFF")] } else { Vec::new() },
     };
-    let seen = said(&decode(&cell, words_of(&cell, read, reply)));
+    let reply = Payload::Words(reply.to_vec());
+    let seen = said(&decode(&cell, &bytes_of(&cell, &Question::Modbus(*read), &reply)));
     match &item.value {
         None => assert_eq!(seen, "!not_available", "{}", vector.name),
         // Published decimals of a float are rounded: they name the float itself or its neighbour.

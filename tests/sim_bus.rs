@@ -25,8 +25,8 @@ use meter_gateway::{
     ledger::{MemoryLedger, SharedLedger},
     model::{Dec, Origin, Reading, Slots, Verdict, flag},
     pipeline::BusJudge,
-    profile::{self, SharedProfile, decode, words_of},
-    protocol::{Parity, Wire},
+    profile::{self, SharedProfile, bytes_of, decode},
+    protocol::{Address, Parity, Wire},
     sim::{Fault, LineOptions, Meters, PeerOptions, PtyLine, SimMeter, TcpFraming, TcpPeer, share},
 };
 use tokio::{
@@ -69,6 +69,11 @@ fn alike() -> SharedProfile {
     kind_of_meter(&[("energy_import_total", 0), ("power_active_total", 0x100), ("power_active_l1", 0x200)])
 }
 
+fn of_meter(meter: &SimMeter) -> String {
+    let Address::Modbus(unit) = meter.address() else { panic!("{}", meter.address()) };
+    name_of(unit)
+}
+
 fn name_of(unit: u8) -> String {
     format!("M{unit}")
 }
@@ -77,7 +82,8 @@ fn meter(unit: u8, profile: &SharedProfile, interval_secs: u32) -> Meter {
     Meter {
         id: name_of(unit).parse().unwrap(),
         bus: "bench".parse().unwrap(),
-        unit,
+        address: unit.into(),
+        wire: None,
         profile: Arc::clone(profile),
         serial: None,
         multiplier: Dec::ONE,
@@ -212,7 +218,7 @@ fn prove(readings: &[Reading], meters: &Meters, profile: &SharedProfile) -> usiz
     let meters = meters.lock().unwrap();
     let mut proved = 0;
     for reading in readings {
-        let meter = meters.iter().find(|m| name_of(m.unit()) == reading.meter.as_str()).unwrap();
+        let meter = meters.iter().find(|m| of_meter(m) == reading.meter.as_str()).unwrap();
         let from = reading.scheduled_at - chrono::TimeDelta::milliseconds(1);
         let to = reading.taken_at.unwrap_or(reading.scheduled_at) + chrono::TimeDelta::seconds(5);
         for (name, value) in &reading.values {
@@ -222,8 +228,8 @@ fn prove(readings: &[Reading], meters: &Meters, profile: &SharedProfile) -> usiz
             }
             let cell = &profile.points.iter().find(|point| point.name == *name).unwrap().cell;
             let shown = meter.shown().filter(|shown| shown.at >= from && shown.at <= to).any(|shown| {
-                let words = words_of(cell, &shown.read, &shown.words);
-                !words.is_empty() && decode(cell, words).value.ok() == value.value
+                let bytes = bytes_of(cell, &shown.question, &shown.payload);
+                !bytes.is_empty() && decode(cell, &bytes).value.ok() == value.value
             });
             assert!(shown, "{} never showed {name} = {:?}: {reading:#?}", reading.meter, value.value);
             proved += 1;

@@ -174,7 +174,7 @@ const CORE: &[&str] = &[
     "src/publish/standing.rs",
     "src/publish/topics.rs",
     "src/sim/fault.rs",
-    "src/sim/rtu.rs",
+    "src/sim/request.rs",
     "src/sim/values.rs",
 ];
 /// What waits, opens, asks the time or rolls dice.

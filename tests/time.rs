@@ -17,7 +17,7 @@ use meter_gateway::{
     model::{ClockState, Draft, Medium, MeterId, Origin, Reading, Slots, Utc, Verdict},
     pipeline::{TimeTeller, highest_slot},
     profile::{Catalogue, plan},
-    protocol::{Address, Outcome, Pace, Payload, Question},
+    protocol::{Address, Outcome, Pace, Payload},
 };
 use serde_json::Value;
 use tokio::time::{Instant, advance};
@@ -68,7 +68,7 @@ impl World {
             match self.cycle.poll_action(now) {
                 Action::Exchange(exchange) => {
                     advance(Duration::from_millis(50)).await;
-                    let Question::Modbus(read) = &exchange.query.question;
+                    let read = exchange.query.question.modbus().unwrap();
                     let payload = Payload::Words(vec![0; usize::from(read.count)]);
                     let outcome =
                         Outcome::Answered { payload, at: self.clock.wall(), elapsed: Duration::ZERO };
@@ -164,6 +164,7 @@ fn cycle(ledger: &SharedLedger, zone: chrono_tz::Tz, now: Now) -> Cycle {
     let plans = (0..METERS).map(|number| MeterPlan {
         id: meter(number),
         address: Address::Modbus(1),
+        wire: None,
         requests: plan(&profile, &points, &Pace::Network),
         profile: Arc::clone(&profile),
         slots: Slots::new(zone, 900).ok(),

@@ -9,7 +9,7 @@ use std::{
 
 use meter_gateway::{
     model::Utc,
-    profile::{decode, words_of},
+    profile::{bytes_of, decode},
     protocol::Pace,
 };
 
@@ -42,10 +42,10 @@ fn row(kind: &str, budget: Duration) -> Vec<String> {
     let replies = samples::replies(&profile, Utc::from_timestamp(1_750_000_000, 0).unwrap());
     let points = profile.points.len() as u64;
     let one_reading = || {
-        for (planned, words) in &replies {
+        for (planned, payload) in &replies {
             for point in planned.points.iter().map(|index| &profile.points[*index]) {
-                let words = words_of(&point.cell, &planned.question, black_box(words));
-                black_box(decode(&point.cell, words));
+                let bytes = bytes_of(&point.cell, &planned.question, black_box(payload));
+                black_box(decode(&point.cell, &bytes));
             }
         }
     };

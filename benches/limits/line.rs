@@ -104,7 +104,7 @@ async fn row(wire: Wire, kind: &str, think: Duration, budget: Duration) -> Vec<S
 fn least(wire: Wire, requests: &[Planned], think: Duration) -> Duration {
     let pace = Pace::Serial(wire);
     let one = |planned: &Planned| {
-        let reply = REPLY_OVERHEAD_CHARS + 2 * u32::from(planned.question.count);
+        let reply = REPLY_OVERHEAD_CHARS + 2 * u32::from(planned.question.modbus().unwrap().count);
         // `exchange_time` counts the silence after the request on its own; a meter thinks during it.
         pace.exchange_time(REQUEST_CHARS, reply, think.saturating_sub(wire.silence()))
     };
@@ -170,7 +170,7 @@ fn bare_loop(path: &Path, wire: Wire, requests: &[Planned], budget: Duration) ->
     let mut answer = Vec::new();
     let began = Instant::now();
     while began.elapsed() < budget {
-        for read in requests.iter().map(|planned| planned.question) {
+        for read in requests.iter().filter_map(|planned| planned.question.modbus()) {
             let ([a, b], [c, d]) = (read.address.to_be_bytes(), read.count.to_be_bytes());
             let mut frame = vec![1, read.table.function(), a, b, c, d];
             frame.extend(crc(&frame).to_le_bytes());

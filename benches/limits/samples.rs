@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use meter_gateway::{
     config::Meter,
     model::{ClockState, Dec, Draft, Origin, PointValue, Reading, Utc, Verdict},
-    profile::{Catalogue, Planned, SharedProfile, decode, plan, words_of},
-    protocol::{Pace, Parity, Wire},
+    profile::{Catalogue, Planned, SharedProfile, bytes_of, decode, plan},
+    protocol::{Pace, Parity, Payload, Wire},
     sim::SimMeter,
 };
 
@@ -27,7 +27,8 @@ pub fn meter(unit: u8, profile: &SharedProfile) -> Meter {
     Meter {
         id: format!("M{unit}").parse().unwrap(),
         bus: "bench".parse().unwrap(),
-        unit,
+        address: unit.into(),
+        wire: None,
         profile: Arc::clone(profile),
         serial: None,
         multiplier: Dec::ONE,
@@ -45,27 +46,27 @@ pub fn meter(unit: u8, profile: &SharedProfile) -> Meter {
     }
 }
 
-/// One sweep of one meter: what was asked and the words that came.
-pub fn replies(profile: &SharedProfile, at: Utc) -> Vec<(Planned, Vec<u16>)> {
+/// One sweep of one meter: what was asked and what came.
+pub fn replies(profile: &SharedProfile, at: Utc) -> Vec<(Planned, Payload)> {
     let mut meter = SimMeter::new(1, Arc::clone(profile), 1);
     let points: Vec<usize> = (0..profile.points.len()).collect();
     let planned = plan(profile, &points, &Pace::Serial(wire(9600)));
     let answer = |planned: Planned| {
-        let read = planned.question;
+        let read = *planned.question.modbus().unwrap();
         let [a, b] = read.address.to_be_bytes();
         let [c, d] = read.count.to_be_bytes();
         let pdu = meter.answer(&[read.table.function(), a, b, c, d], at).unwrap();
         let words = pdu[2..].chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
-        (planned, words)
+        (planned, Payload::Words(words))
     };
     planned.into_iter().map(answer).collect()
 }
 
 fn values(profile: &SharedProfile, at: Utc) -> BTreeMap<meter_gateway::model::PointName, PointValue> {
     let mut values = BTreeMap::new();
-    for (planned, words) in replies(profile, at) {
+    for (planned, payload) in replies(profile, at) {
         for point in planned.points.iter().map(|index| &profile.points[*index]) {
-            let decoded = decode(&point.cell, words_of(&point.cell, &planned.question, &words));
+            let decoded = decode(&point.cell, &bytes_of(&point.cell, &planned.question, &payload));
             let value = PointValue {
                 value: decoded.value.ok(),
                 unit: point.unit,

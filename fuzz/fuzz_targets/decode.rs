@@ -1,4 +1,4 @@
-//! Words of any meter through every built-in profile: what is decoded can be said again with the same value.
+//! Bytes of any meter through every built-in profile: what is decoded can be said again with the same value.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -9,15 +9,14 @@ use meter_gateway::profile::{Catalogue, decode, encode};
 static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(Catalogue::builtin);
 
 fuzz_target!(|data: &[u8]| {
-    let words: Vec<u16> = data.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
     for profile in CATALOGUE.iter() {
         let cells = profile.points.iter().map(|point| &point.cell);
         for cell in cells.chain(profile.serial.iter().map(|serial| &serial.cell)) {
-            let decoded = decode(cell, &words);
-            assert!(decoded.raw.len() <= 2 + 4 * usize::from(cell.encoding.kind.words()));
+            let decoded = decode(cell, data);
+            assert!(decoded.raw.len() <= 2 + 2 * usize::from(cell.encoding.kind.bytes()));
             if let Ok(value) = decoded.value {
                 let again = encode(cell, value).expect("what was decoded fits its cell");
-                // The words of a sentinel have no value, whatever they are the words of.
+                // The bytes of a sentinel have no value, whatever they are the bytes of.
                 let said = decode(cell, &again).value;
                 assert!(said == Ok(value) || said == Err("not_available"), "{value} is read as {said:?}");
             }

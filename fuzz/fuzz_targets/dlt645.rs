@@ -3,8 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meter_gateway::protocol::dlt645::{
-    Address, Framing, Identifier, MAX_DATA, Read, decode, encode, find, first_frame, frame, refusal,
+use meter_gateway::protocol::{
+    Found, Transaction,
+    dlt645::{Address, Identifier, MAX_DATA, Read, ReadTransaction, find, first_frame, frame, refusal},
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -13,16 +14,19 @@ fuzz_target!(|data: &[u8]| {
     let target = if what & 0x40 == 0 { Address::from_wire([a, b, c, d, a, b]) } else { Address::ANYBODY };
     let follow_up = (what & 2 != 0).then_some(number);
     let read = match what & 1 {
-        0 => Read::Data { identifier: Identifier([a, b, c, d]), follow_up },
+        0 => Read::Data { identifier: Identifier([a, b, c, d]), follow_up, length: number },
         _ => Read::Address,
     };
-    let request = encode(target, &read);
-    assert_eq!(request.len(), read.request_chars());
-    if let Framing::Frame(range) = find(&request, received) {
+    let asked = ReadTransaction::new(target, read);
+    let request = asked.request();
+    assert_eq!(request.len(), read.request_chars() as usize);
+    let _ = asked.fault(received);
+    if let Found::Frame(range) = asked.find(received) {
         let (seen, length) = first_frame(&received[range.clone()]).expect("a frame");
         assert_eq!(length, range.len());
         assert!(target.matches(seen.address) && seen.control & 0x80 != 0);
-        decode(&read, &received[range]).expect("what is found is a reply");
+        let reply = &received[range];
+        let _ = (asked.decode(reply), asked.follow_up(reply));
     }
     // What a meter truly answers is found, alone and behind its echo.
     let control = match read {
@@ -38,8 +42,8 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     let reply = frame(target, control, &fields);
-    assert_eq!(find(&request, &reply), Framing::Frame(0..reply.len()));
-    let echoed = [&request[..], &reply].concat();
-    assert_eq!(find(&request, &echoed), Framing::Frame(request.len()..echoed.len()));
+    assert_eq!(asked.find(&reply), Found::Frame(0..reply.len()));
+    let echoed = [request, &reply].concat();
+    assert_eq!(asked.find(&echoed), Found::Frame(request.len()..echoed.len()));
     let _ = find(received, data);
 });

@@ -1,9 +1,9 @@
-//! A profile as a site may write one. What is accepted can be planned, and its words decoded.
+//! A profile as a site may write one. What is accepted can be planned, and its bytes decoded.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use meter_gateway::{
-    profile::{decode, load, plan},
+    profile::{Protocol, decode, load, plan},
     protocol::{Pace, modbus::MAX_WORDS},
 };
 
@@ -16,10 +16,12 @@ fuzz_target!(|data: &[u8]| {
                 let text = format!("{planned:?}");
                 assert!(!text.is_empty());
             }
-            assert!(profile.max_words <= MAX_WORDS);
+            if let Protocol::Modbus(limits) = profile.protocol {
+                assert!((1..=MAX_WORDS).contains(&limits.max_words));
+            }
             for point in &profile.points {
-                for word in [0, 0x8000, 0xFFFF] {
-                    let _ = decode(&point.cell, &[word; 4]);
+                for byte in [0, 0x80, 0xFF] {
+                    let _ = decode(&point.cell, &[byte; 8]);
                 }
             }
         }

@@ -167,11 +167,12 @@ pub fn meter_plan(meter: &Meter, bus: &Bus, slots: Option<Slots>) -> MeterPlan {
     let points: Vec<usize> = (0..meter.profile.points.len()).collect();
     MeterPlan {
         id: meter.id.clone(),
-        address: meter.address(),
-        requests: profile::plan(&meter.profile, &points, &bus.link.pace()),
+        address: meter.address,
+        wire: meter.wire,
+        requests: profile::plan(&meter.profile, &points, &meter.pace(&bus.link)),
         profile: Arc::clone(&meter.profile),
         slots,
-        timeout: meter.timeout.unwrap_or(bus.timeout),
+        timeout: meter.timeout.unwrap_or_else(|| bus.timeout.max(meter.profile.protocol.reply_time())),
         retries: meter.retries.unwrap_or(bus.retries),
         serial: meter.serial.is_some(),
         first_slot: None,

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::{
     model::{MeterId, Slots, Utc, stepped},
-    profile::{Planned, SharedProfile, split},
-    protocol::{Address, Outcome, Question, modbus::Read},
+    profile::{Planned, SharedProfile, serial_question, split},
+    protocol::{Address, Outcome, Wire},
 };
 
 use super::line::Query;
@@ -46,6 +46,8 @@ pub struct MeterPlan {
     pub id: MeterId,
     /// Where it answers.
     pub address: Address,
+    /// Its line settings where they differ from the bus's.
+    pub wire: Option<Wire>,
     /// Its type.
     pub profile: SharedProfile,
     /// The planned requests.
@@ -306,8 +308,8 @@ impl Cycle {
             }
             let query = Query {
                 address: meter.plan.address,
-                question: Question::Modbus(ask.planned.question),
-                wire: None,
+                question: ask.planned.question.clone(),
+                wire: meter.plan.wire,
                 timeout: meter.plan.timeout,
                 linger: if others_wait { Duration::ZERO } else { meter.plan.timeout.max(LEAST_LINGER) },
             };
@@ -567,15 +569,10 @@ impl Cycle {
             todo.extend(
                 meter.requests.iter().map(|h| Ask { planned: h.planned.clone(), kind: AskKind::Points }),
             );
-            if let Some(serial) = &meter.plan.profile.serial
-                && meter.plan.serial
+            if meter.plan.serial
                 && meter.serial_after.is_none_or(|after| after <= now.instant)
+                && let Some(question) = serial_question(&meter.plan.profile)
             {
-                let question = Read {
-                    table: serial.cell.table,
-                    address: serial.cell.address,
-                    count: serial.cell.encoding.kind.words(),
-                };
                 todo.push_back(Ask {
                     planned: Planned { question, points: Vec::new() },
                     kind: AskKind::Serial,

@@ -21,7 +21,10 @@ use crate::{
     clock::Clock,
     config::Link,
     model::Utc,
-    protocol::{Address, Envelope, Found, Outcome, Pace, Question, Reply, Transaction, Wire, transaction},
+    protocol::{
+        Address, Envelope, Found, Outcome, Pace, Question, RETUNE_GUARD, Reply, Transaction, Wire,
+        transaction,
+    },
 };
 use pending::Pending;
 
@@ -43,8 +46,6 @@ const LONGEST_OPENING: Duration = Duration::from_secs(5);
 const DAMAGE_GAP: Duration = Duration::from_millis(20);
 /// The same behind a network: serial servers deliver in packets of some tens of milliseconds.
 const NETWORK_DAMAGE_GAP: Duration = Duration::from_millis(50);
-/// Silence after the line's speed or parity was changed: to a meter of the other setting what came before is noise.
-const RETUNE_GUARD: Duration = Duration::from_millis(50);
 /// Least time that is listened for a second reply, however soon after the first request the second was made.
 const LEAST_LINGER: Duration = Duration::from_millis(200);
 /// Bytes that nobody has asked for, within one wait between exchanges: some seconds of the fastest serial line.
@@ -100,6 +101,14 @@ pub struct Report {
     pub late: Vec<(Address, Duration)>,
     /// A connection on which nothing came for long was made anew.
     pub renewed: bool,
+}
+
+/// What a reply leads to.
+enum Step {
+    /// The question is answered, or cannot be.
+    Ended(Outcome),
+    /// A part of the answer is here: the request for the rest.
+    FollowUp(Box<dyn Transaction>),
 }
 
 struct Arrived {
@@ -224,17 +233,27 @@ impl Line {
     }
 
     async fn attempt(&mut self, query: &Query) -> io::Result<Outcome> {
-        self.received.clear();
         self.pending.retain(|pending| !pending.is_over());
         let pace = match query.wire.or(self.link.pace().wire()) {
             Some(wire) => Pace::Serial(wire),
             None => Pace::Network,
         };
         self.number = self.number.wrapping_add(1);
-        let asked = transaction(query.address, &query.question, self.envelope, self.number);
+        let mut next = transaction(query.address, &query.question, self.envelope, self.number);
         self.tune(&pace).await?;
-        self.keep_silence(asked.silence(&pace)).await?;
+        while let Some(asked) = next {
+            match self.ask(asked, query, &pace).await? {
+                Step::Ended(outcome) => return Ok(outcome),
+                Step::FollowUp(rest) => next = Some(rest),
+            }
+        }
+        Ok(Outcome::Garbled { detail: format!("{} speaks another protocol", query.address) })
+    }
 
+    /// One request and its reply.
+    async fn ask(&mut self, asked: Box<dyn Transaction>, query: &Query, pace: &Pace) -> io::Result<Step> {
+        self.received.clear();
+        self.keep_silence(asked.silence(pace)).await?;
         let request_chars = u32::try_from(asked.request().len()).unwrap_or(u32::MAX);
         let sent_by = Instant::now() + pace.characters(request_chars);
         let reply_time = pace.characters(asked.reply_chars());
@@ -244,14 +263,17 @@ impl Line {
         let arrived = self.wait_for_reply(asked.as_ref(), deadline).await?;
 
         let this = Pending::new(query.address, asked, sent_by);
-        match arrived {
-            Some(arrived) => {
-                let elapsed = arrived.at.saturating_duration_since(sent_by + reply_time);
-                let outcome = outcome_of(this.asked.decode(&arrived.frame), arrived.wall, elapsed);
-                self.settle(this, &arrived.frame, outcome).await
-            }
-            None => self.give_up(this, query, late_before).await,
+        let Some(Arrived { frame, at, wall }) = arrived else {
+            return Ok(Step::Ended(self.give_up(this, query, late_before).await?));
+        };
+        let (reply, rest) = (this.asked.decode(&frame), this.asked.follow_up(&frame));
+        if let Some(outcome) = self.doubt(this, &frame).await? {
+            return Ok(Step::Ended(outcome));
         }
+        Ok(rest.map_or_else(
+            || Step::Ended(outcome_of(reply, wall, at.saturating_duration_since(sent_by + reply_time))),
+            Step::FollowUp,
+        ))
     }
 
     /// Sets the port up for the meter that is asked.
@@ -365,10 +387,10 @@ impl Line {
 
     /// A frame that could be a pending reply is the answer to this request only if no second one follows. Whatever is
     /// uncertain is no answer.
-    async fn settle(&mut self, this: Pending, frame: &[u8], outcome: Outcome) -> io::Result<Outcome> {
+    async fn doubt(&mut self, this: Pending, frame: &[u8]) -> io::Result<Option<Outcome>> {
         let rivals: Vec<&Pending> =
             self.pending.iter().filter(|pending| pending.could_be(frame, this.asked.as_ref())).collect();
-        let Some(first) = rivals.iter().map(|rival| rival.sent).min() else { return Ok(outcome) };
+        let Some(first) = rivals.iter().map(|rival| rival.sent).min() else { return Ok(None) };
         let same = rivals.iter().all(|rival| rival.asked.request() == this.asked.request());
         // A meter that is late by the same time each time answers this one no later than that.
         let span = this.sent.saturating_duration_since(first);
@@ -376,14 +398,14 @@ impl Line {
         if self.listen_for(this.asked.as_ref(), wait).await? {
             let late = this.age();
             self.pending.push(this);
-            return Ok(Outcome::Silent { late: Some(late) });
+            return Ok(Some(Outcome::Silent { late: Some(late) }));
         }
         self.pending.retain(|pending| !pending.could_be(frame, this.asked.as_ref()));
         if same {
-            return Ok(outcome);
+            return Ok(None);
         }
         let detail = "the answer may belong to an earlier question that was given up".into();
-        Ok(Outcome::Garbled { detail })
+        Ok(Some(Outcome::Garbled { detail }))
     }
 
     /// Listens for so long for a reply to this request; whether one came.

@@ -8,7 +8,7 @@ use std::{
 use super::no;
 use crate::{
     config::read_file,
-    profile::{Catalogue, Profile, load},
+    profile::{Catalogue, Profile, Protocol, load},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -88,23 +88,25 @@ fn show(profile: &Profile) {
     println!("{} {} ({})", profile.manufacturer, profile.model, profile.id);
     println!("source        {}", profile.source);
     println!("verification  {}", profile.verification);
-    println!("limits        {} words per request, holes up to {} words", profile.max_words, profile.max_hole);
-    let mut table = super::table([
-        "point",
-        "table",
-        "address",
-        "kind",
-        "scale",
-        "unit",
-        "capacity",
-        "max per hour",
-        "source",
-    ]);
+    match profile.protocol {
+        Protocol::Modbus(limits) => {
+            println!("protocol      modbus");
+            println!(
+                "limits        {} words per request, holes up to {} words",
+                limits.max_words, limits.max_hole
+            );
+        }
+        Protocol::Dlt645 => println!("protocol      {}", profile.protocol.name()),
+    }
+    if let Some(line) = profile.line {
+        println!("line          {line} from the factory");
+    }
+    let mut table =
+        super::table(["point", "place", "kind", "scale", "unit", "capacity", "max per hour", "source"]);
     for point in &profile.points {
         table.add_row([
             point.name.to_string(),
-            format!("{:?}", point.cell.table).to_lowercase(),
-            format!("0x{:04X}", point.cell.address),
+            point.cell.place.to_string(),
             format!("{:?}", point.cell.encoding.kind).to_lowercase(),
             point.cell.scale.to_string(),
             point.unit.to_string(),

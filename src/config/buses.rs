@@ -33,7 +33,7 @@ const DEFAULT_RETRIES: u8 = 1;
 /// Bits per second: what UARTs and meters in use can do.
 const BAUD: std::ops::RangeInclusive<i64> = 300..=921_600;
 /// What most meters leave the factory with.
-const DEFAULT_BAUD: u32 = 9600;
+const DEFAULT_WIRE: Wire = Wire { baud: 9600, parity: Parity::None, stop_bits: 1 };
 
 /// Each is a task, a descriptor and a line of the status; a machine has no more adapters.
 const MAX_BUSES: usize = 1000;
@@ -77,7 +77,7 @@ fn understand<'a>(section: Section<'a>, base: &Path) -> Found<'a> {
     let id: Option<BusId> = section.parsed("id").filter(|id: &BusId| section.is_name("id", id.as_str()));
     let kind = section.one_of("kind", &[("serial", Kind::Serial), ("tcp", Kind::Tcp)]);
     let framing = section.one_of("framing", &[("tcp", Framing::Tcp), ("serial", Framing::Serial)]);
-    let wire = wire(&section);
+    let wire = wire(&section, DEFAULT_WIRE);
     let timeout = section.integer("timeout_ms", TIMEOUT_MS, " ms").map(u64_ms);
     let retries = section.integer("retries", RETRIES, "").unwrap_or(DEFAULT_RETRIES);
     let (link, default_timeout) = match kind {
@@ -94,12 +94,13 @@ fn u64_ms(ms: u32) -> Duration {
     Duration::from_millis(u64::from(ms))
 }
 
-fn wire(section: &Section) -> Wire {
+/// Line settings; what is not given is as in `usual`.
+pub(super) fn wire(section: &Section, usual: Wire) -> Wire {
     let parities = [("none", Parity::None), ("even", Parity::Even), ("odd", Parity::Odd)];
     Wire {
-        baud: section.integer("baud", BAUD, " bits per second").unwrap_or(DEFAULT_BAUD),
-        parity: section.one_of("parity", &parities).unwrap_or(Parity::None),
-        stop_bits: section.integer("stop_bits", 1..=2, "").unwrap_or(1),
+        baud: section.integer("baud", BAUD, " bits per second").unwrap_or(usual.baud),
+        parity: section.one_of("parity", &parities).unwrap_or(usual.parity),
+        stop_bits: section.integer("stop_bits", 1..=2, "").unwrap_or(usual.stop_bits),
     }
 }
 

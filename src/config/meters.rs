@@ -9,10 +9,11 @@ use std::{
 use super::{Link, Meter, buses, fault::did_you_mean, section::Section, site::MAX_INTERVAL_SECS};
 use crate::{
     model::{BusId, Dec, MeterId},
-    profile::SharedProfile,
+    profile::{Protocol, SharedProfile},
+    protocol::{Address, Wire},
 };
 
-pub(super) const KEYS: [&str; 17] = [
+pub(super) const KEYS: [&str; 20] = [
     "id",
     "bus",
     "protocol",
@@ -30,6 +31,9 @@ pub(super) const KEYS: [&str; 17] = [
     "retries",
     "max_per_hour",
     "off_schedule_secs",
+    "baud",
+    "parity",
+    "stop_bits",
 ];
 /// Keys that every meter has.
 pub(super) const NEEDED: [&str; 4] = ["id", "bus", "address", "profile"];
@@ -55,7 +59,7 @@ struct Found<'a> {
     section: Section<'a>,
     id: Option<MeterId>,
     bus: Option<&'a buses::Found<'a>>,
-    unit: Option<u8>,
+    address: Option<Address>,
     parent: Option<MeterId>,
     meter: Option<Meter>,
 }
@@ -65,6 +69,7 @@ pub(super) fn meters<'a>(sections: Vec<Section<'a>>, context: &Context<'a>) -> V
     let found: Vec<Found> = sections.into_iter().map(|section| understand(section, context)).collect();
     unique_ids(&found);
     unique_addresses(&found);
+    start_bytes(&found);
     same_serials(&found);
     parents(&found);
     found.into_iter().filter_map(|found| found.meter).collect()
@@ -74,19 +79,21 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
     for (key, hint) in NEEDED.into_iter().zip([
         "a name that stays when the device is exchanged, e.g. E-0101",
         "the id of the [[bus]] that it is on",
-        "its Modbus unit id, e.g. 1",
+        "its Modbus unit id, e.g. 1, or the 12 digits of a DL/T 645 meter",
         "its type; `meter-gateway profile list` shows them",
     ]) {
         section.require(key, hint);
     }
-    protocol(&section);
     let id: Option<MeterId> = section.parsed("id").filter(|id: &MeterId| section.is_name("id", id.as_str()));
     if let Some(id) = &id {
         section.doubt("id", id.as_str());
     }
     let bus = bus(&section, context.buses);
-    let unit = unit(&section, bus.and_then(|bus| bus.link.as_ref()));
+    let link = bus.and_then(|bus| bus.link.as_ref());
     let profile = profile(&section, context);
+    let protocol = protocol(&section, profile.as_ref());
+    let address = address(&section, protocol, link);
+    let wire = wire(&section, link, profile.as_ref());
     let ct_ratio = section.decimal("ct_ratio").unwrap_or(Dec::ONE);
     let pt_ratio = section.decimal("pt_ratio").unwrap_or(Dec::ONE);
     let multiplier = ct_ratio.times(pt_ratio);
@@ -105,12 +112,13 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
     let retries = section.integer("retries", buses::RETRIES, "");
     let max_per_hour = section.decimal("max_per_hour");
     let off_schedule_secs = section.integer("off_schedule_secs", OFF_SCHEDULE_SECS, " seconds");
-    let whole = (id.clone(), bus.and_then(|bus| bus.id.clone()), unit, profile, multiplier);
+    let whole = (id.clone(), bus.and_then(|bus| bus.id.clone()), address, profile, multiplier);
     let meter = match whole {
-        (Some(id), Some(bus), Some(unit), Some(profile), Some(multiplier)) => Some(Meter {
+        (Some(id), Some(bus), Some(address), Some(profile), Some(multiplier)) => Some(Meter {
             id,
             bus,
-            unit,
+            address,
+            wire,
             profile,
             serial,
             multiplier,
@@ -128,23 +136,106 @@ fn understand<'a>(section: Section<'a>, context: &Context<'a>) -> Found<'a> {
         }),
         _ => None,
     };
-    Found { section, id, bus, unit, parent, meter }
+    Found { section, id, bus, address, parent, meter }
 }
 
-fn protocol(section: &Section) {
-    const LATER: [&str; 4] = ["dlt645-2007", "dlt645-1997", "cjt188", "mbus"];
-    match section.text("protocol") {
-        None | Some("modbus") => {}
-        Some(other) if LATER.contains(&other) => section.fault(
+/// The language of a meter: what it says, else what its profile says. `None` where neither is known.
+fn protocol(section: &Section, profile: Option<&SharedProfile>) -> Option<&'static str> {
+    const LATER: [&str; 3] = ["dlt645-1997", "cjt188", "mbus"];
+    let of_profile = profile.map(|profile| profile.protocol.name());
+    let expected = || {
+        let names = of_profile.map_or(Protocol::NAMES.to_vec(), |name| vec![name]);
+        format!("expected {}", names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" or "))
+    };
+    let Some(text) = section.text("protocol") else { return of_profile };
+    let known = Protocol::NAMES.into_iter().find(|name| *name == text);
+    match (known, of_profile) {
+        (Some(known), None) => return Some(known),
+        (Some(known), Some(own)) if known == own => {}
+        (Some(known), Some(own)) => section.fault(
             "protocol",
-            format!("{other} is not in this version, expected \"modbus\""),
+            format!("{known}, but the profile is of a meter that speaks {own}"),
+            Some("leave it out, or choose a profile of that protocol".into()),
+        ),
+        (None, _) if LATER.contains(&text) => section.fault(
+            "protocol",
+            format!("{text} is not in this version, {}", expected()),
             Some("leave this meter out until it is, or read it through a Modbus converter".into()),
         ),
-        Some(other) => section.fault(
+        (None, _) => section.fault(
             "protocol",
-            format!("{other:?}, expected \"modbus\""),
-            did_you_mean(other, ["modbus"]).or_else(|| Some("leave it out: the profile's is used".into())),
+            format!("{text:?}, {}", expected()),
+            did_you_mean(text, Protocol::NAMES)
+                .or_else(|| Some("leave it out: the profile's is used".into())),
         ),
+    }
+    of_profile
+}
+
+/// Where the meter answers. Without a protocol the text itself tells: no unit id has twelve characters.
+fn address(section: &Section, protocol: Option<&str>, link: Option<&Link>) -> Option<Address> {
+    let twelve = || section.text_or_number("address").is_some_and(|text| text.chars().count() == 12);
+    match protocol {
+        Some(name) if name == Protocol::Dlt645.name() => dlt645_address(section, link),
+        None if twelve() => dlt645_address(section, link),
+        _ => unit(section, link).map(Address::Modbus),
+    }
+}
+
+fn dlt645_address(section: &Section, link: Option<&Link>) -> Option<Address> {
+    if let Some(Link::Tcp { .. }) = link {
+        let hint = "a transparent serial server is framing = \"serial\" of its [[bus]]";
+        section.fault("bus", "DL/T 645 is not spoken over Modbus TCP", Some(hint.into()));
+    }
+    let found = section.parsed_number(
+        "address",
+        |text| text.parse().ok(),
+        "is not a DL/T 645 address: expected 12 digits, AA in place of a pair that may be any, not 999999999999",
+        "as printed on the meter, in quotes, with zeros in front: e.g. \"000010604867\"",
+    );
+    found.map(Address::Dlt645)
+}
+
+/// The meter's own line settings, where they differ from those of its line.
+fn wire(section: &Section, link: Option<&Link>, profile: Option<&SharedProfile>) -> Option<Wire> {
+    const KEYS: [&str; 3] = ["baud", "parity", "stop_bits"];
+    let given = KEYS.into_iter().filter(|key| section.has(key));
+    let Some(Link::Serial { wire: of_line, .. }) = link else {
+        for key in given.filter(|_| link.is_some()) {
+            let message = "only a serial device of this machine can be set up anew for one meter";
+            section.fault(key, message, Some("leave it out; a serial server is set up at the server".into()));
+        }
+        return None;
+    };
+    if given.count() > 0 {
+        return Some(buses::wire(section, *of_line)).filter(|wire| wire != of_line);
+    }
+    if let Some(factory) = profile.and_then(|profile| profile.line).filter(|factory| factory != of_line) {
+        let parity = format!("{:?}", factory.parity).to_lowercase();
+        let hint = format!("if this one still does: baud = {}, parity = {parity:?}", factory.baud);
+        section.warn(
+            "profile",
+            format!("meters of this type leave the factory with {factory}, the bus has {of_line}"),
+            Some(hint),
+        );
+    }
+    None
+}
+
+/// 68H begins each frame of DL/T 645: to a meter with that unit id such a frame is its own, but for the CRC.
+fn start_bytes(found: &[Found]) {
+    let lines: BTreeSet<usize> = found
+        .iter()
+        .filter(|meter| matches!(meter.address, Some(Address::Dlt645(_))))
+        .filter_map(|meter| Some(meter.bus?.line))
+        .collect();
+    for meter in found.iter().filter(|meter| meter.address == Some(Address::Modbus(0x68))) {
+        if meter.bus.is_some_and(|bus| lines.contains(&bus.line)) {
+            let message =
+                "unit 104 (68H) is the byte with which the frames of the DL/T 645 meters on this line begin";
+            let hint = "give the meter another unit id: one may take the other's frame for its own";
+            meter.section.warn("address", message, Some(hint.into()));
+        }
     }
 }
 
@@ -229,13 +320,28 @@ fn unique_ids(found: &[Found]) {
 
 /// One address on one line is one device, by however many buses the line is named.
 fn unique_addresses(found: &[Found]) {
-    let mut seen: BTreeMap<(usize, u8), &Found> = BTreeMap::new();
+    // A wildcard may be somebody else as well, so each is compared with each; others are looked up.
+    let mut seen: BTreeMap<(usize, Address), &Found> = BTreeMap::new();
+    let mut wild: Vec<(usize, Address, &Found)> = Vec::new();
     for meter in found {
-        let (Some(bus), Some(unit)) = (meter.bus, meter.unit) else { continue };
-        let Some(first) = seen.get(&(bus.line, unit)) else {
-            seen.insert((bus.line, unit), meter);
+        let (Some(bus), Some(address)) = (meter.bus, meter.address) else { continue };
+        let is_wild = matches!(address, Address::Dlt645(address) if address.is_wildcard());
+        let same = seen.get(&(bus.line, address)).copied();
+        let first = same.or_else(|| {
+            let known =
+                seen.iter().filter(|_| is_wild).map(|((line, address), meter)| (*line, *address, *meter));
+            let mut all = known.chain(wild.iter().copied());
+            all.find(|(line, other, _)| *line == bus.line && address.overlaps(*other))
+                .map(|(_, _, meter)| meter)
+        });
+        if is_wild {
+            wild.push((bus.line, address, meter));
+        }
+        let Some(first) = first else {
+            seen.insert((bus.line, address), meter);
             continue;
         };
+        let unit = address.plain();
         let there = first.section.whereabouts();
         let name = |bus: &buses::Found| bus.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let (here, first_bus) = (name(bus), first.bus.map(name).unwrap_or_default());

@@ -239,8 +239,10 @@ pub struct Meter {
     pub id: MeterId,
     /// The line it is on.
     pub bus: BusId,
-    /// Modbus unit id, 1 to 247 (0 and 255 too on a TCP bus).
-    pub unit: u8,
+    /// Where it answers.
+    pub address: Address,
+    /// Its line settings where they differ from the bus's.
+    pub wire: Option<Wire>,
     /// Its type.
     pub profile: SharedProfile,
     /// Of the device, checked where the meter tells it.
@@ -272,8 +274,8 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Where it answers on its bus.
-    pub fn address(&self) -> Address {
-        Address::Modbus(self.unit)
+    /// What is assumed of its speed on a line of that kind.
+    pub fn pace(&self, link: &Link) -> Pace {
+        self.wire.map_or_else(|| link.pace(), Pace::Serial)
     }
 }

@@ -312,6 +312,15 @@ impl<'a> Section<'a> {
         found
     }
 
+    /// A text, or a whole number as text; nothing is noted where it is neither.
+    pub(super) fn text_or_number(&self, key: &str) -> Option<String> {
+        match self.map.get(key)? {
+            Value::Number(number) if number.is_i64() => Some(number.to_string()),
+            Value::String(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
     /// Text that parses; the parser's error is the message.
     pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&self, key: &str) -> Option<T> {
         match self.text(key)?.parse() {

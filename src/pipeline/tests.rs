@@ -12,8 +12,8 @@ use crate::{
     model::{MeterId, Seq},
     profile::{self, Planned, SharedProfile},
     protocol::{
-        Pace,
-        modbus::{Read, Table, refusal},
+        Pace, Question,
+        modbus::{Table, refusal},
     },
     sim::SimMeter,
 };
@@ -92,7 +92,8 @@ fn place() -> Meter {
     Meter {
         id: "E-1".parse().unwrap(),
         bus: "bench".parse().unwrap(),
-        unit: 1,
+        address: 1.into(),
+        wire: None,
         profile: Arc::new(profile::load(TYPE, "bench.toml").unwrap()),
         serial: None,
         multiplier: Dec::ONE,
@@ -154,19 +155,20 @@ impl Bench {
             .into_iter()
             .map(|planned| {
                 self.now += TimeDelta::milliseconds(50);
-                let outcome = self.ask(planned.question);
+                let outcome = self.ask(&planned.question);
                 Asked { ask: Ask { planned, kind: AskKind::Points }, outcome }
             })
             .collect();
-        if let (Purpose::Slot, Some(question)) = (purpose, profile::serial_read(&self.profile)) {
+        if let (Purpose::Slot, Some(question)) = (purpose, profile::serial_question(&self.profile)) {
+            let outcome = self.ask(&question);
             let planned = Planned { question, points: Vec::new() };
-            let outcome = self.ask(question);
             asked.push(Asked { ask: Ask { planned, kind: AskKind::Serial }, outcome });
         }
         Sweep { meter: 0, scheduled_at: self.slot, purpose, asked, skipped: None }
     }
 
-    fn ask(&mut self, read: Read) -> Outcome {
+    fn ask(&mut self, question: &Question) -> Outcome {
+        let read = question.modbus().unwrap();
         let (address, count) = (read.address.to_be_bytes(), read.count.to_be_bytes());
         let pdu = [read.table.function(), address[0], address[1], count[0], count[1]];
         let answer = self.twin.answer(&pdu, self.now).unwrap();

@@ -2,18 +2,18 @@
 //!
 //! Knows what a profile may say; knows nothing of files (the caller reads them) nor of other profiles.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use toml::{Table as Toml, Value};
 
 use super::{
-    Kind, MAX_RECORD_BYTES, Point, Profile, Protocol, SerialPoint, largest_record,
+    Kind, MAX_RECORD_BYTES, Point, Profile, Protocol, RequestLimits, SerialPoint, largest_record,
     section::{Faults, Section, is_bits, is_float},
     syntax::{SyntaxError, syntax_errors},
 };
 use crate::{
     model::{Medium, PointName, Unit},
-    protocol::modbus::{MAX_WORDS, Table},
+    protocol::modbus::MAX_WORDS,
 };
 
 /// Longest time a meter may be given to think, in ms: beyond it a bus would stand still for one meter.
@@ -22,6 +22,7 @@ const MAX_TURNAROUND_MS: i64 = 10_000;
 /// Points of one profile: each is compared with each, and a record holds fewer.
 const MAX_POINTS: usize = 1000;
 
+/// Keys of every profile, and those of one protocol.
 const TOP_KEYS: &[&str] = &[
     "id",
     "manufacturer",
@@ -30,19 +31,15 @@ const TOP_KEYS: &[&str] = &[
     "protocol",
     "source",
     "verification",
-    "max_words",
-    "max_hole",
-    "even_words",
     "turnaround_ms",
+    "line",
     "point",
     "serial",
 ];
+const MODBUS_TOP_KEYS: &[&str] = &["max_words", "max_hole", "even_words"];
 const POINT_KEYS: &[&str] = &[
     "name",
-    "table",
-    "address",
     "kind",
-    "order",
     "scale",
     "unit",
     "digits",
@@ -53,7 +50,12 @@ const POINT_KEYS: &[&str] = &[
     "bits",
     "source",
 ];
-const SERIAL_KEYS: &[&str] = &["table", "address", "kind", "order", "sentinels", "source"];
+const MODBUS_POINT_KEYS: &[&str] = &["table", "address", "order"];
+const DLT645_POINT_KEYS: &[&str] = &["di", "length", "block", "offset", "signed"];
+const SERIAL_KEYS: &[&str] = &["kind", "sentinels", "source"];
+const MODBUS_SERIAL_KEYS: &[&str] = &["table", "address", "order"];
+const DLT645_SERIAL_KEYS: &[&str] = &["di", "length"];
+const LINE_KEYS: &[&str] = &["baud", "parity", "stop_bits"];
 const MEDIA: &str = "electricity, water, heat or gas";
 const UNITS: &str = "kWh, kvarh, W, V, A, Hz, m3, m3/h, Cel or 1";
 
@@ -111,7 +113,11 @@ pub fn load(text: &str, file: &str) -> Result<Profile, Vec<ProfileFault>> {
 }
 
 fn profile(toml: &Toml, faults: &mut Faults) -> Option<Profile> {
-    let mut top = Section::new(toml, String::new(), TOP_KEYS, faults);
+    let known = match toml.get("protocol").and_then(Value::as_str) {
+        Some(name) if name == Protocol::Dlt645.name() => TOP_KEYS.to_vec(),
+        _ => [TOP_KEYS, MODBUS_TOP_KEYS].concat(),
+    };
+    let mut top = Section::new(toml, String::new(), &known, faults);
     let id = top.text("id");
     if let Some(id) = &id {
         top.check_id(id);
@@ -119,15 +125,11 @@ fn profile(toml: &Toml, faults: &mut Faults) -> Option<Profile> {
     let manufacturer = top.text("manufacturer");
     let model = top.text("model");
     let medium = top.one_of::<Medium>("medium", MEDIA);
-    let protocol = top.one_of::<Protocol>("protocol", "modbus");
+    let protocol = protocol(&mut top);
     let source = top.text("source");
     let verification = top.text("verification");
-    let max_words = top.whole("max_words", 1, i64::from(MAX_WORDS), None);
-    let max_hole = top.whole("max_hole", 0, i64::from(MAX_WORDS) - 1, Some(0));
     let turnaround = top.whole("turnaround_ms", 0, MAX_TURNAROUND_MS, None);
-    let even_words = top.flag("even_words");
-    let limit = max_words.and_then(|n| u16::try_from(n).ok());
-    let points = points(toml, limit, even_words.unwrap_or(false), faults);
+    let points = points(toml, protocol, faults);
     if let Some(points) = &points {
         let bytes = largest_record(points);
         if bytes > MAX_RECORD_BYTES {
@@ -142,32 +144,66 @@ fn profile(toml: &Toml, faults: &mut Faults) -> Option<Profile> {
             );
         }
     }
-    let serial = match toml.get("serial") {
-        None => Some(None),
-        Some(Value::Table(table)) => serial(table, limit, faults).map(Some),
-        Some(other) => {
-            faults.add("serial", &format!("expected a table [serial], not {}", other.type_str()), None);
-            None
-        }
-    };
+    let line = table(toml, "line", faults)
+        .map(|line| Section::new(line, "line.".to_owned(), LINE_KEYS, faults).wire());
+    let serial = table(toml, "serial", faults).map(|table| serial(table, protocol, faults));
     Some(Profile {
         id: id?,
         manufacturer: manufacturer?,
         model: model?,
         medium: medium?,
         protocol: protocol?,
+        line: match line {
+            Some(wire) => Some(wire?),
+            None => None,
+        },
         source: source?,
         verification: verification?,
-        max_words: limit?,
-        max_hole: u16::try_from(max_hole?).ok()?,
-        even_words: even_words?,
         turnaround: Duration::from_millis(u64::try_from(turnaround?).ok()?),
         points: points?,
-        serial: serial?,
+        serial: match serial {
+            Some(serial) => Some(serial?),
+            None => None,
+        },
     })
 }
 
-fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> Option<Vec<Point>> {
+/// A limit that is faulty itself is 0: whatever depends on it is no second fault.
+fn protocol(top: &mut Section) -> Option<Protocol> {
+    let expected = Protocol::NAMES.join(" or ");
+    let name = top.text("protocol")?;
+    let modbus = Protocol::Modbus(RequestLimits::default());
+    match [modbus, Protocol::Dlt645].into_iter().find(|known| known.name() == name) {
+        Some(Protocol::Modbus(_)) => {
+            let max_words = top.whole("max_words", 1, i64::from(MAX_WORDS), None);
+            let max_hole = top.whole("max_hole", 0, i64::from(MAX_WORDS) - 1, Some(0));
+            let limit = |words: Option<i64>| words.and_then(|words| u16::try_from(words).ok()).unwrap_or(0);
+            Some(Protocol::Modbus(RequestLimits {
+                max_words: limit(max_words),
+                max_hole: limit(max_hole),
+                even_words: top.flag("even_words").unwrap_or(false),
+            }))
+        }
+        None => {
+            top.fault("protocol", &format!("{name:?} is not known: expected {expected}"), None);
+            None
+        }
+        found => found,
+    }
+}
+
+/// A table that may be left out.
+fn table<'a>(toml: &'a Toml, key: &str, faults: &mut Faults) -> Option<&'a Toml> {
+    match toml.get(key)? {
+        Value::Table(table) => Some(table),
+        other => {
+            faults.add(key, &format!("expected a table [{key}], not {}", other.type_str()), None);
+            None
+        }
+    }
+}
+
+fn points(toml: &Toml, protocol: Option<Protocol>, faults: &mut Faults) -> Option<Vec<Point>> {
     let Some(Value::Array(rows)) = toml.get("point") else {
         faults.add("point", "a profile needs at least one point", Some("write [[point]] tables"));
         return None;
@@ -184,7 +220,7 @@ fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> O
         let place = format!("point[{number}]");
         match row {
             Value::Table(table) => {
-                points.extend(point(table, &place, limit, even, faults));
+                points.extend(point(table, &place, protocol, faults));
             }
             other => faults.add(&place, &format!("expected a table, not {}", other.type_str()), None),
         }
@@ -193,64 +229,115 @@ fn points(toml: &Toml, limit: Option<u16>, even: bool, faults: &mut Faults) -> O
     Some(points)
 }
 
-/// Names and words that stand there twice, also in rows that are faulty otherwise.
+/// Names and places that stand there twice, also in rows that are faulty otherwise.
 fn twice(rows: &[Value], faults: &mut Faults) {
-    let rows: Vec<(usize, &str, Option<Words>)> = (1..)
+    let rows: Vec<(usize, &str, Vec<Span>)> = (1..)
         .zip(rows)
         .map(|(number, row)| {
-            (number, row.get("name").and_then(Value::as_str).unwrap_or_default(), words(row))
+            (number, row.get("name").and_then(Value::as_str).unwrap_or_default(), spans(row))
         })
         .collect();
-    for (at, (number, name, words)) in rows.iter().enumerate() {
-        for (earlier, other_name, other_words) in rows.iter().take(at) {
+    for (at, (number, name, spans)) in rows.iter().enumerate() {
+        for (earlier, other_name, other_spans) in rows.iter().take(at) {
             if name == other_name && !name.is_empty() {
                 let message = format!("{name} is already point[{earlier}]");
                 faults.add(&format!("point[{number}].name"), &message, None);
             }
-            let (Some(here), Some(there)) = (words, other_words) else { continue };
-            if here.overlap(there) {
-                let message = format!(
-                    "{name} and {other_name} (point[{earlier}]) share words of one table: {} words from {:#06X}, {} from {:#06X}",
-                    here.count, here.first, there.count, there.first,
-                );
-                faults.add(
-                    &format!("point[{number}].address"),
-                    &message,
-                    Some("one of the two rows is mistyped"),
-                );
-            }
+            let shared = |here: &Span| other_spans.iter().find(|there| here.overlaps(there)).cloned();
+            let Some((here, there)) = spans.iter().find_map(|here| Some((here, shared(here)?))) else {
+                continue;
+            };
+            let message = format!(
+                "{name} and {other_name} (point[{earlier}]) share {} of {}: {}, {}",
+                here.unit,
+                here.whole,
+                here.range(),
+                there.range(),
+            );
+            faults.add(
+                &format!("point[{number}].{}", here.key),
+                &message,
+                Some("one of the two rows is mistyped"),
+            );
         }
     }
 }
 
-/// Where the words of a row are.
-struct Words {
-    table: Table,
+/// What a row takes of a table, of an identifier's data, or of a block.
+#[derive(Clone)]
+struct Span {
+    key: &'static str,
+    unit: &'static str,
+    whole: String,
     first: i64,
     count: i64,
 }
 
-impl Words {
-    fn overlap(&self, other: &Words) -> bool {
-        self.table == other.table
+impl Span {
+    fn overlaps(&self, other: &Span) -> bool {
+        self.whole == other.whole
             && self.first < other.first + other.count
             && other.first < self.first + self.count
     }
+
+    fn range(&self) -> String {
+        match self.unit {
+            "words" => format!("{} words from {:#06X}", self.count, self.first),
+            _ => format!("{} bytes from {}", self.count, self.first),
+        }
+    }
 }
 
-fn words(row: &Value) -> Option<Words> {
-    let table = row.get("table")?.clone().try_into().ok()?;
-    let kind: Kind = row.get("kind")?.clone().try_into().ok()?;
-    let first = row.get("address")?.as_integer().filter(|first| (0..=0xFFFF).contains(first))?;
-    Some(Words { table, first, count: kind.words().into() })
+fn spans(row: &Value) -> Vec<Span> {
+    let text = |key: &str| row.get(key).and_then(Value::as_str);
+    let whole = |key: &str, range: RangeInclusive<i64>| {
+        row.get(key).and_then(Value::as_integer).filter(|n| range.contains(n))
+    };
+    let Some(kind) = row.get("kind").and_then(|kind| kind.clone().try_into::<Kind>().ok()) else {
+        return Vec::new();
+    };
+    let words = text("table").zip(whole("address", 0..=0xFFFF)).map(|(table, first)| Span {
+        key: "address",
+        unit: "words",
+        whole: format!("one table, {table}"),
+        first,
+        count: kind.words().into(),
+    });
+    let bytes = |key, identifier: &str, first| Span {
+        key,
+        unit: "bytes",
+        whole: identifier.to_uppercase(),
+        first,
+        count: kind.bytes().into(),
+    };
+    let alone = text("di").map(|identifier| bytes("di", identifier, 0));
+    let block = text("block")
+        .zip(whole("offset", 0..=0xFF))
+        .map(|(identifier, offset)| bytes("offset", identifier, offset));
+    words.into_iter().chain(alone).chain(block).collect()
 }
 
-fn point(toml: &Toml, place: &str, limit: Option<u16>, even: bool, faults: &mut Faults) -> Option<Point> {
-    let mut row = Section::new(toml, format!("{place}."), POINT_KEYS, faults);
+/// `None`: the protocol is faulty itself, and every key may be right.
+fn keys(
+    protocol: Option<Protocol>,
+    common: &[&'static str],
+    modbus: &[&'static str],
+    dlt645: &[&'static str],
+) -> Vec<&'static str> {
+    match protocol {
+        Some(Protocol::Modbus(_)) => [common, modbus].concat(),
+        Some(Protocol::Dlt645) => [common, dlt645].concat(),
+        None => [common, modbus, dlt645].concat(),
+    }
+}
+
+fn point(toml: &Toml, place: &str, protocol: Option<Protocol>, faults: &mut Faults) -> Option<Point> {
+    let known = keys(protocol, POINT_KEYS, MODBUS_POINT_KEYS, DLT645_POINT_KEYS);
+    let mut row = Section::new(toml, format!("{place}."), &known, faults);
     let name = row.text("name").and_then(|text| row.parsed::<PointName>("name", &text));
     let unit = row.one_of::<Unit>("unit", UNITS);
     let source = row.text("source");
-    let cell = row.cell(limit, even);
+    let cell = row.cell(protocol);
     if let (Some(name), Some(unit)) = (&name, unit) {
         row.check_unit(name, unit);
     }
@@ -277,10 +364,11 @@ fn point(toml: &Toml, place: &str, limit: Option<u16>, even: bool, faults: &mut 
     Some(Point { name: name?, unit: unit?, cell: cell?, register: register?, source: source? })
 }
 
-fn serial(toml: &Toml, limit: Option<u16>, faults: &mut Faults) -> Option<SerialPoint> {
-    let mut row = Section::new(toml, "serial.".to_owned(), SERIAL_KEYS, faults);
+fn serial(toml: &Toml, protocol: Option<Protocol>, faults: &mut Faults) -> Option<SerialPoint> {
+    let known = keys(protocol, SERIAL_KEYS, MODBUS_SERIAL_KEYS, DLT645_SERIAL_KEYS);
+    let mut row = Section::new(toml, "serial.".to_owned(), &known, faults);
     let source = row.text("source");
-    let cell = row.cell(limit, false);
+    let cell = row.cell(protocol);
     if let Some(kind) = cell.as_ref().map(|cell| cell.encoding.kind)
         && (is_float(kind) || is_bits(kind))
     {
@@ -356,17 +444,19 @@ source = "row 33"
     #[test]
     fn a_profile_is_read_as_written() {
         let profile = load(GOOD, "dir/acme-one.toml").unwrap();
-        assert_eq!((profile.max_words, profile.max_hole, profile.even_words), (20, 4, false));
+        let limits = RequestLimits { max_words: 20, max_hole: 4, even_words: false };
+        assert_eq!(profile.protocol, Protocol::Modbus(limits));
+        assert_eq!(profile.line, None);
         assert_eq!(profile.turnaround, Duration::from_millis(50));
         let total = &profile.points[0];
-        assert_eq!((total.cell.address, total.unit), (7, Unit::CubicMetre));
+        assert_eq!((total.cell.place.to_string().as_str(), total.unit), ("holding 0x0007", Unit::CubicMetre));
         assert_eq!(total.cell.encoding.order.to_string(), "CDAB");
         assert_eq!(total.cell.sentinels, vec![vec![0xFF; 4]]);
         assert_eq!(total.register.unwrap().capacity.to_string(), "100000");
         let status = &profile.points[1].cell.encoding;
         assert_eq!(status.bits, vec![(0, "empty_pipe".to_owned()), (3, "leak".to_owned())]);
         assert_eq!(profile.points[1].register, None);
-        assert_eq!(profile.serial.unwrap().cell.address, 0x21);
+        assert_eq!(profile.serial.unwrap().cell.place.to_string(), "holding 0x0021");
     }
 
     #[test]

@@ -15,9 +15,14 @@ const LETTERS: [char; 8] = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
 pub struct OrderError(String);
 
 impl ByteOrder {
-    /// Bytes of a cell in this order: 2, 4 or 8.
+    /// Bytes of a cell in this order.
     pub fn bytes(&self) -> usize {
         self.positions.len()
+    }
+
+    /// The least significant byte first, as DL/T 645 sends each value.
+    pub fn low_first(bytes: u8) -> ByteOrder {
+        ByteOrder { positions: (0..bytes).rev().collect() }
     }
 
     /// Wire bytes, most significant first; `None` when their number is not [`ByteOrder::bytes`].
@@ -89,6 +94,7 @@ mod tests {
         let order: ByteOrder = "CDAB".parse().unwrap();
         assert_eq!(order.most_significant_first(&[3, 4, 1, 2]), Some(vec![1, 2, 3, 4]));
         assert_eq!(order.to_wire(&[1, 2, 3, 4]), Some(vec![3, 4, 1, 2]));
+        assert_eq!(ByteOrder::low_first(3).to_wire(&[1, 2, 3]), Some(vec![3, 2, 1]));
         assert_eq!(order.most_significant_first(&[1, 2]), None);
     }
 }

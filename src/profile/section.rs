@@ -7,10 +7,16 @@ use std::{collections::BTreeMap, fmt};
 use serde::de::DeserializeOwned;
 use toml::{Table as Toml, Value};
 
-use super::{ByteOrder, Cell, Encoding, Kind, ProfileFault, Register, decode::exponent};
+use super::{
+    Block, ByteOrder, Cell, Encoding, Item, Kind, Place, ProfileFault, Protocol, Register, decode::exponent,
+};
 use crate::{
     model::{Dec, PointName, Unit},
-    protocol::modbus::Table,
+    protocol::{
+        Parity, Wire,
+        dlt645::{Identifier, MAX_DATA},
+        modbus::Table,
+    },
 };
 
 /// Most digits of a display: 18 keep the capacity and its differences exact, and no meter has more.
@@ -20,6 +26,9 @@ const TYPO_LETTERS: usize = 2;
 const ROLLS_OVER_AT: &str = "rolls_over_at";
 const TABLES: &str = "input (function 04) or holding (function 03)";
 const KINDS: &str = "u16, i16, u32, i32, u64, i64, f32, f64, bcd16, bcd32, bcd64, bits16 or bits32";
+const DLT645_KINDS: &str = "bcd16, bcd24, bcd32, bcd48 or bits16";
+/// Bits per second: what UARTs and meters in use can do.
+const BAUD: std::ops::RangeInclusive<i64> = 300..=921_600;
 
 pub(super) struct Faults<'a> {
     pub(super) file: &'a str,
@@ -176,27 +185,21 @@ impl<'a, 'f> Section<'a, 'f> {
         }
     }
 
-    pub(super) fn cell(&mut self, limit: Option<u16>, even: bool) -> Option<Cell> {
-        let table = self.one_of::<Table>("table", TABLES);
-        let address = self.whole("address", 0, 0xFFFF, None).and_then(|n| u16::try_from(n).ok());
-        let kind = self.one_of::<Kind>("kind", KINDS);
+    /// `protocol`: `None` where it is faulty itself.
+    pub(super) fn cell(&mut self, protocol: Option<Protocol>) -> Option<Cell> {
         let scale = self.decimal("scale", Some(Dec::ONE));
         // Everything below depends on the kind.
-        let kind = kind?;
-        let words = kind.words();
-        if let Some(address) = address
-            && u32::from(address) + u32::from(words) > 0x1_0000
-        {
-            self.fault(
-                "address",
-                &format!("{words} words from {address:#06X} pass the end of the table, 0xFFFF"),
-                None,
-            );
-        }
-        let asked = if even { words.next_multiple_of(2) } else { words };
-        if let Some(limit) = limit.filter(|limit| *limit < asked) {
-            self.fault("kind", &format!("needs a request of {asked} words, but max_words is {limit}"), None);
-        }
+        let (place, kind) = match protocol? {
+            Protocol::Modbus(limits) => {
+                let kind = self.kind(KINDS, |kind| !matches!(kind, Kind::Bcd24 | Kind::Bcd48));
+                (self.words(kind, limits.max_words, limits.even_words), kind?)
+            }
+            Protocol::Dlt645 => {
+                let known = |kind: Kind| kind == Kind::Bits16 || kind.is_bcd() && kind != Kind::Bcd64;
+                let kind = self.kind(DLT645_KINDS, known);
+                (self.item(kind).map(Place::Dlt645), kind?)
+            }
+        };
         if let Some(scale) = scale {
             if is_float(kind) && exponent(scale).is_none() {
                 let hint = "a float keeps its digits only when the point is moved";
@@ -210,26 +213,113 @@ impl<'a, 'f> Section<'a, 'f> {
                 self.fault("scale", "a status word is not scaled", None);
             }
         }
-        let order = self.order(words);
-        let sentinels = self.sentinels(words);
+        let mut sentinels = self.sentinels(kind.bytes());
+        let (order, signed) = match protocol? {
+            Protocol::Modbus(_) => (self.order(kind.bytes()), false),
+            Protocol::Dlt645 => {
+                // What the meter does not have it fills.
+                if let Some(sentinels) = sentinels.as_mut().filter(|_| kind.is_bcd()) {
+                    sentinels.push(vec![0xFF; usize::from(kind.bytes())]);
+                }
+                let signed = self.flag("signed")?;
+                if signed && !kind.is_bcd() {
+                    self.fault("signed", "only a BCD number has a sign", None);
+                }
+                (Some(ByteOrder::low_first(kind.bytes())), signed)
+            }
+        };
         let bits = self.bits(kind);
         Some(Cell {
-            table: table?,
-            address: address?,
-            encoding: Encoding { kind, order: order?, bits: bits? },
+            place: place?,
+            encoding: Encoding { kind, order: order?, signed, bits: bits? },
             scale: scale?,
             sentinels: sentinels?,
         })
     }
 
-    fn order(&mut self, words: u16) -> Option<ByteOrder> {
-        let text = if words == 1 && !self.toml.contains_key("order") {
+    fn kind(&mut self, expected: &str, known: impl Fn(Kind) -> bool) -> Option<Kind> {
+        let kind = self.one_of::<Kind>("kind", expected)?;
+        if !known(kind) {
+            let name = self.toml.get("kind").map(ToString::to_string).unwrap_or_default();
+            self.fault("kind", &format!("{name} is not known: expected {expected}"), None);
+            return None;
+        }
+        Some(kind)
+    }
+
+    /// A place in a Modbus table.
+    fn words(&mut self, kind: Option<Kind>, limit: u16, even: bool) -> Option<Place> {
+        let table = self.one_of::<Table>("table", TABLES);
+        let address = self.whole("address", 0, 0xFFFF, None).and_then(|n| u16::try_from(n).ok());
+        let words = kind?.words();
+        if let Some(address) = address
+            && u32::from(address) + u32::from(words) > 0x1_0000
+        {
+            self.fault(
+                "address",
+                &format!("{words} words from {address:#06X} pass the end of the table, 0xFFFF"),
+                None,
+            );
+        }
+        let asked = if even { words.next_multiple_of(2) } else { words };
+        // A limit that is faulty itself is 0.
+        if limit > 0 && limit < asked {
+            self.fault("kind", &format!("needs a request of {asked} words, but max_words is {limit}"), None);
+        }
+        Some(Place::Modbus { table: table?, address: address? })
+    }
+
+    /// A place in the data of DL/T 645.
+    fn item(&mut self, kind: Option<Kind>) -> Option<Item> {
+        // The identifier takes four bytes of the reply's data.
+        let most = i64::try_from(MAX_DATA - 4).ok()?;
+        let identifier = self.text("di").and_then(|text| self.parsed::<Identifier>("di", &text));
+        let bytes = kind.map(|kind| i64::from(kind.bytes()));
+        let length = self.whole("length", bytes.unwrap_or(1), most, bytes);
+        let block = match (self.toml.contains_key("block"), self.toml.contains_key("offset")) {
+            (false, false) => Some(None),
+            (false, true) => {
+                self.fault(
+                    "offset",
+                    "belongs to a block, and the point has none",
+                    Some("write block = \"…\""),
+                );
+                None
+            }
+            (true, _) => {
+                let block = self.text("block").and_then(|text| self.parsed::<Identifier>("block", &text));
+                let offset = self.whole("offset", 0, most - bytes.unwrap_or(1), None);
+                block.zip(offset.and_then(|offset| u8::try_from(offset).ok())).map(Some)
+            }
+        };
+        let (identifier, block) = (identifier?, block?);
+        if block.is_some_and(|(block, _)| block == identifier) {
+            self.fault("block", &format!("{identifier} is the identifier of the value alone"), None);
+        }
+        let block = block.map(|(identifier, offset)| Block { identifier, offset });
+        Some(Item { identifier, length: u8::try_from(length?).ok()?, block })
+    }
+
+    /// The settings of a line.
+    pub(super) fn wire(&mut self) -> Option<Wire> {
+        let baud = self.whole("baud", *BAUD.start(), *BAUD.end(), None);
+        let parity = self.one_of::<Parity>("parity", "none, even or odd");
+        let stop_bits = self.whole("stop_bits", 1, 2, Some(1));
+        Some(Wire {
+            baud: u32::try_from(baud?).ok()?,
+            parity: parity?,
+            stop_bits: u8::try_from(stop_bits?).ok()?,
+        })
+    }
+
+    fn order(&mut self, bytes: u8) -> Option<ByteOrder> {
+        let text = if bytes == 2 && !self.toml.contains_key("order") {
             "AB".to_owned()
         } else {
             self.text("order")?
         };
         let order: ByteOrder = self.parsed("order", &text)?;
-        let bytes = usize::from(words) * 2;
+        let bytes = usize::from(bytes);
         if order.bytes() != bytes {
             self.fault(
                 "order",
@@ -241,13 +331,13 @@ impl<'a, 'f> Section<'a, 'f> {
         Some(order)
     }
 
-    fn sentinels(&mut self, words: u16) -> Option<Vec<Vec<u8>>> {
+    fn sentinels(&mut self, bytes: u8) -> Option<Vec<Vec<u8>>> {
         let Some(value) = self.toml.get("sentinels") else { return Some(Vec::new()) };
         let Value::Array(list) = value else {
             self.fault("sentinels", "expected a list of texts such as [\"0xFFFFFFFF\"]", None);
             return None;
         };
-        let bytes = usize::from(words) * 2;
+        let bytes = usize::from(bytes);
         let mut sentinels = Vec::new();
         for (item, number) in list.iter().zip(1..) {
             match item.as_str().and_then(from_hex) {
@@ -274,12 +364,12 @@ impl<'a, 'f> Section<'a, 'f> {
             self.fault("bits", "only bits16 and bits32 have named bits", None);
             return None;
         }
-        let last = kind.words() * 16 - 1;
+        let last = kind.bytes() * 8 - 1;
         let mut bits = BTreeMap::new();
         let mut names: Vec<String> = Vec::new();
         for (key, name) in table {
             let place = format!("bits.{key}");
-            let Some(bit) = key.parse::<u8>().ok().filter(|bit| u16::from(*bit) <= last) else {
+            let Some(bit) = key.parse::<u8>().ok().filter(|bit| *bit <= last) else {
                 self.fault(
                     &place,
                     &format!("{key} is not a bit: expected 0 (least significant) to {last}"),
@@ -320,7 +410,10 @@ impl<'a, 'f> Section<'a, 'f> {
         let display = i32::try_from(digits - decimals).ok().and_then(Dec::power_of_ten)?;
         let last_digit = i32::try_from(decimals).ok().and_then(|n| Dec::power_of_ten(-n))?;
         let (max_per_hour, cell) = (max_per_hour?, cell?);
-        let held = cell.encoding.kind.limit().and_then(|n| Dec::from_parts(n, 0)?.times(cell.scale));
+        // The sign takes the highest bit of the highest digit, and leaves it 0 to 7.
+        let limit = |n: i128| if cell.encoding.signed { n / 10 * 8 } else { n };
+        let held =
+            cell.encoding.kind.limit().map(limit).and_then(|n| Dec::from_parts(n, 0)?.times(cell.scale));
         let most = held.map_or(display, |held| held.min(display)).normalized();
         let capacity =
             if self.toml.contains_key(ROLLS_OVER_AT) { self.rolls_over_at(most, cell.scale)? } else { most };

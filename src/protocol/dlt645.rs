@@ -1,23 +1,25 @@
 //! DL/T 645-2007 reads: addresses, request and reply frames, follow-up frames, the meter's "no".
 //!
 //! Knows functions 11H (read data), 12H (read what follows) and 13H (read the address) only: no function that writes,
-//! switches or sets a clock can be expressed here. Knows nothing of what a value means. Clauses are those of
-//! DL/T 645-2007.
+//! switches or sets a clock can be expressed here. Knows nothing of what a value means.
 //!
 //! 645-1997 has the same frame, functions 01H to 03H and identifiers of two bytes: how wide an identifier is follows
 //! from the function (`identifier_bytes`), nothing else here counts on four.
 
-use std::{fmt, str::FromStr, time::Duration};
+mod transaction;
 
-use super::Refusal;
+use std::{fmt, ops::Range, str::FromStr, time::Duration};
 
-/// Most data bytes of a reply to a read (5.2.5): a greater length is noise.
+use super::{Found, Refusal};
+
+pub use transaction::ReadTransaction;
+
+/// Most data bytes of a reply to a read: a greater length is noise.
 pub const MAX_DATA: usize = 200;
-/// Sent before each request, so that a meter's receiver is awake (5.2.1).
+/// Sent before each request, so that a meter's receiver is awake.
 pub const WAKE_UP: [u8; 4] = [0xFE; 4];
-/// The longest pause between two bytes of a frame, and for so long a meter that heard the beginning of one waits for its
-/// rest (5.4.3). Also the longest that a meter may take to answer (5.4.2).
-pub const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest that a meter takes to answer: the standard's 500 ms, and what adapters add.
+pub const LONGEST_REPLY_TIME: Duration = Duration::from_millis(600);
 /// Follow-up frames of one reading: with the longest frames these are 3 kB, ten times the longest block known.
 pub const MAX_FOLLOW_UPS: u8 = 15;
 
@@ -25,11 +27,11 @@ pub const MAX_FOLLOW_UPS: u8 = 15;
 const FRAME_CHARS: usize = 12;
 const START: u8 = 0x68;
 const END: u8 = 0x16;
-/// Added to each data byte on the wire (5.2.6).
+/// Added to each data byte on the wire.
 const OFFSET: u8 = 0x33;
-/// A byte of an address that stands for any (5.2.3).
+/// A byte of an address that stands for any.
 const ANY: u8 = 0xAA;
-/// Control code (5.2.4).
+/// Control code.
 const FROM_METER: u8 = 0x80;
 const ABNORMAL: u8 = 0x40;
 const MORE_FOLLOWS: u8 = 0x20;
@@ -59,6 +61,11 @@ impl Address {
     /// Whether it may stand for more than one meter.
     pub fn is_wildcard(self) -> bool {
         self.0.contains(&ANY)
+    }
+
+    /// Whether there may be a meter that is meant by both.
+    pub fn overlaps(self, other: Address) -> bool {
+        self.0.iter().zip(other.0).all(|(one, other)| one == &other || *one == ANY || other == ANY)
     }
 
     /// Whether a meter at `other` is meant.
@@ -155,6 +162,8 @@ pub enum Read {
         identifier: Identifier,
         /// The number of the follow-up frame.
         follow_up: Option<u8>,
+        /// Bytes of data that are expected: they tell how long the reply takes, not whether it is one.
+        length: u8,
     },
     /// The meter's own address (13H).
     Address,
@@ -162,28 +171,30 @@ pub enum Read {
 
 impl Read {
     /// The first request for that identifier.
-    pub fn data(identifier: Identifier) -> Read {
-        Read::Data { identifier, follow_up: None }
+    pub fn data(identifier: Identifier, length: u8) -> Read {
+        Read::Data { identifier, follow_up: None, length }
     }
 
     /// Characters of the request, with the bytes that wake the meter.
-    pub fn request_chars(&self) -> usize {
-        WAKE_UP.len() + FRAME_CHARS + self.fields().1.len()
+    pub fn request_chars(&self) -> u32 {
+        let (_, fields) = self.fields();
+        u32::try_from(WAKE_UP.len() + FRAME_CHARS + fields.len()).unwrap_or(u32::MAX)
     }
 
-    /// Characters of a reply with so many bytes of data behind the identifier, with as many leading FE as is usual.
-    pub fn reply_chars(&self, data: usize) -> usize {
-        let (function, fields) = self.fields();
-        let own = if function == READ_ADDRESS { 6 } else { fields.len() + data };
-        WAKE_UP.len() + FRAME_CHARS + own
+    /// Characters of the reply that is expected, with as many leading FE as is usual.
+    pub fn reply_chars(&self) -> u32 {
+        match self {
+            Read::Address => self.request_chars() + 6,
+            Read::Data { length, .. } => self.request_chars() + u32::from(*length),
+        }
     }
 
     /// Function code, and the data field without the offset.
     fn fields(&self) -> (u8, Vec<u8>) {
         match self {
             Read::Address => (READ_ADDRESS, Vec::new()),
-            Read::Data { identifier, follow_up: None } => (READ_DATA, identifier.to_wire().to_vec()),
-            Read::Data { identifier, follow_up: Some(number) } => {
+            Read::Data { identifier, follow_up: None, .. } => (READ_DATA, identifier.to_wire().to_vec()),
+            Read::Data { identifier, follow_up: Some(number), .. } => {
                 (READ_FOLLOWING, [&identifier.to_wire()[..], &[*number]].concat())
             }
         }
@@ -230,7 +241,7 @@ pub struct Frame {
 }
 
 /// What begins at one place of the bytes received.
-enum Found {
+enum Begins {
     /// No frame.
     Nothing,
     /// Perhaps a frame: `certain` once both starts are there.
@@ -241,101 +252,123 @@ enum Found {
     Whole { length: usize, frame: Frame },
 }
 
-fn found_at(bytes: &[u8]) -> Found {
+fn begins_at(bytes: &[u8]) -> Begins {
     if bytes.first() != Some(&START) {
-        return Found::Nothing;
+        return Begins::Nothing;
     }
     match bytes.get(7) {
-        None => return Found::Begun { certain: false },
+        None => return Begins::Begun { certain: false },
         Some(&START) => {}
-        Some(_) => return Found::Nothing,
+        Some(_) => return Begins::Nothing,
     }
     let data = match bytes.get(9) {
-        None => return Found::Begun { certain: true },
-        Some(&data) if usize::from(data) > MAX_DATA => return Found::Nothing,
+        None => return Begins::Begun { certain: true },
+        Some(&data) if usize::from(data) > MAX_DATA => return Begins::Nothing,
         Some(&data) => usize::from(data),
     };
     let length = FRAME_CHARS + data;
     let (Some(whole), Some(address)) = (bytes.get(..length), bytes.get(1..).and_then(|b| b.first_chunk()))
     else {
-        return Found::Begun { certain: true };
+        return Begins::Begun { certain: true };
     };
-    let Some((body, &[sum, end])) = whole.split_last_chunk() else { return Found::Nothing };
+    let Some((body, &[sum, end])) = whole.split_last_chunk() else { return Begins::Nothing };
     let expected = checksum(body);
     if sum != expected {
         let detail = format!("checksum {sum:02X} came, {expected:02X} was expected");
-        return Found::Spoilt { length, detail };
+        return Begins::Spoilt { length, detail };
     }
     if end != END {
-        return Found::Spoilt { length, detail: format!("end byte {end:02X} came, {END:02X} was expected") };
+        return Begins::Spoilt { length, detail: format!("end byte {end:02X} came, {END:02X} was expected") };
     }
     let control = body.get(8).copied().unwrap_or_default();
     let fields = body.get(10..).unwrap_or_default().iter().map(|byte| byte.wrapping_sub(OFFSET)).collect();
-    Found::Whole { length, frame: Frame { address: Address(*address), control, fields } }
+    Begins::Whole { length, frame: Frame { address: Address(*address), control, fields } }
 }
 
 /// The first frame in these bytes, and where it ends; for the meter's side too.
 pub fn first_frame(bytes: &[u8]) -> Option<(Frame, usize)> {
-    (0..bytes.len()).find_map(|at| match found_at(bytes.get(at..)?) {
-        Found::Whole { length, frame } => Some((frame, at + length)),
+    (0..bytes.len()).find_map(|at| match begins_at(bytes.get(at..)?) {
+        Begins::Whole { length, frame } => Some((frame, at + length)),
         _ => None,
     })
-}
-
-/// What the bytes that followed a request amount to so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Framing {
-    /// Not yet a whole reply.
-    Incomplete,
-    /// The reply is these bytes.
-    Frame(std::ops::Range<usize>),
-    /// As much as a reply has, or more, and it is none: what is wrong with it.
-    Unfit(String),
 }
 
 /// Finds the reply to `request` in what was `received` since it was sent. Passed over are leading FE and noise, an echo
 /// of the request, one start byte too many, the rest of an earlier frame, and sound frames that answer something else.
 ///
-/// A frame ends where its length says, never at a 16H. A frame of full length that is spoilt is unfit at its last byte.
-pub fn find(request: &[u8], received: &[u8]) -> Framing {
-    let Some((asked, _)) = first_frame(request) else {
-        return Framing::Unfit("the request is not a DL/T 645 read".into());
-    };
-    let mut unfit = None;
-    let mut begun = false;
-    // The last byte of the last spoilt frame: what only perhaps begins before it does not make it worth waiting. With bytes
-    // missing, that one is the start of the next frame.
-    let mut spoilt_to = 0;
-    let mut at = 0;
-    while at < received.len() {
-        match found_at(received.get(at..).unwrap_or_default()) {
-            Found::Nothing => {}
-            Found::Begun { certain } => begun |= certain || at >= spoilt_to,
-            Found::Spoilt { length, detail } => {
-                unfit = Some(detail);
-                spoilt_to = spoilt_to.max(at + length - 1);
-            }
-            Found::Whole { length, frame } => {
-                match other_than(&asked, &frame) {
-                    None => return Framing::Frame(at..at + length),
-                    // An echo says nothing of the reply.
-                    Some(detail) if frame.control & FROM_METER != 0 => unfit = Some(detail),
-                    Some(_) => {}
-                }
-                // A sound frame is one: nothing begins inside it.
-                at += length;
-                continue;
-            }
-        }
-        at += 1;
-    }
-    match unfit {
-        Some(detail) if !begun => Framing::Unfit(detail),
-        _ => Framing::Incomplete,
+/// A frame ends where its length says, never at a 16H. A spoilt frame is known to be damaged at its last byte.
+pub fn find(request: &[u8], received: &[u8]) -> Found {
+    let Some((asked, _)) = first_frame(request) else { return Found::Damaged };
+    let seen = Seen::of(&asked, received);
+    match seen.reply {
+        Some(range) => Found::Frame(range),
+        None if seen.damage.is_some() && !seen.begun => Found::Damaged,
+        None => Found::Incomplete,
     }
 }
 
-/// Why a sound frame does not answer what was `asked`; `None` when it does.
+/// What is wrong with bytes that hold no reply to `request`. `None`: an echo, or nothing that looks like a frame.
+pub fn fault(request: &[u8], received: &[u8]) -> Option<String> {
+    let (asked, _) = first_frame(request)?;
+    let seen = Seen::of(&asked, received);
+    let stopped = || format!("the reply stopped after {} bytes", received.len());
+    seen.damage.or(seen.other).or_else(|| seen.certain.then(stopped))
+}
+
+/// What the bytes received hold.
+#[derive(Default)]
+struct Seen {
+    /// Where the reply is.
+    reply: Option<Range<usize>>,
+    /// What is wrong with the last spoilt frame.
+    damage: Option<String>,
+    /// What the last sound frame is that answers something else.
+    other: Option<String>,
+    /// Whether a frame may have begun, and whether it has for certain.
+    begun: bool,
+    certain: bool,
+}
+
+impl Seen {
+    fn of(asked: &Frame, received: &[u8]) -> Seen {
+        let mut seen = Seen::default();
+        // The last byte of the last spoilt frame: what only perhaps begins before it does not make it worth waiting.
+        // With bytes missing, that one is the start of the next frame.
+        let mut spoilt_to = 0;
+        let mut at = 0;
+        while at < received.len() {
+            match begins_at(received.get(at..).unwrap_or_default()) {
+                Begins::Nothing => {}
+                Begins::Begun { certain } => {
+                    seen.begun |= certain || at >= spoilt_to;
+                    seen.certain |= certain;
+                }
+                Begins::Spoilt { length, detail } => {
+                    seen.damage = Some(detail);
+                    spoilt_to = spoilt_to.max(at + length - 1);
+                }
+                Begins::Whole { length, frame } => {
+                    match other_than(asked, &frame) {
+                        None => {
+                            seen.reply = Some(at..at + length);
+                            return seen;
+                        }
+                        // An echo says nothing of the reply.
+                        Some(other) if frame.control & FROM_METER != 0 => seen.other = Some(other),
+                        Some(_) => {}
+                    }
+                    // A sound frame is one: nothing begins inside it.
+                    at += length;
+                    continue;
+                }
+            }
+            at += 1;
+        }
+        seen
+    }
+}
+
+/// Why a sound frame does not answer what was `asked`; `None` when it does, be it without what was asked for.
 fn other_than(asked: &Frame, seen: &Frame) -> Option<String> {
     if seen.control & FROM_METER == 0 {
         return Some("a request came, a reply was expected".into());
@@ -347,123 +380,24 @@ fn other_than(asked: &Frame, seen: &Frame) -> Option<String> {
     if seen.control & FUNCTION != function {
         return Some(format!("control code {:02X} came, function {function:02X} was asked", seen.control));
     }
-    if seen.control & ABNORMAL != 0 {
-        return seen.fields.is_empty().then(|| "a refusal without its error word".into());
-    }
-    if function == READ_ADDRESS {
-        let length = seen.fields.len();
-        return (length != 6).then(|| format!("an address of {length} bytes came, 6 were expected"));
-    }
     let width = identifier_bytes(function);
-    let Some(identifier) = seen.fields.get(..width) else {
-        return Some(format!("a reply of {} data bytes came, without an identifier", seen.fields.len()));
+    let (Some(identifier), Some(expected)) = (seen.fields.get(..width), asked.fields.get(..width)) else {
+        return None; // an error word, or nothing
     };
-    let expected = asked.fields.get(..width).unwrap_or_default();
     if identifier != expected {
         let (identifier, expected) = (digits(identifier.iter().rev()), digits(expected.iter().rev()));
         return Some(format!("identifier {identifier} came, {expected} was asked"));
     }
-    if function == READ_FOLLOWING {
-        let expected = asked.fields.get(width);
-        let number = seen.fields.get(width..).and_then(<[u8]>::last);
-        if number != expected {
-            let text = |number: Option<&u8>| number.map_or("none".to_owned(), ToString::to_string);
-            let (number, expected) = (text(number), text(expected));
-            return Some(format!("follow-up frame {number} came, {expected} was asked"));
-        }
+    let number = seen.fields.get(width..).and_then(<[u8]>::last);
+    if function == READ_FOLLOWING && number != asked.fields.get(width) {
+        let number = number.map_or("without a number".to_owned(), ToString::to_string);
+        let expected = asked.fields.get(width).map_or(0, |number| *number);
+        return Some(format!("follow-up frame {number} came, {expected} was asked"));
     }
     None
 }
 
-/// What a reply says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// Data.
-    Data {
-        /// Who answered: after a wildcard this is news.
-        from: Address,
-        /// Without identifier, number and offset, as they came: the lowest byte of each value first.
-        data: Vec<u8>,
-        /// Whether the meter has more of it, to be asked for with 12H.
-        more: bool,
-    },
-    /// A meter's own address. Some say it in the data alone and speak as `AA…AA`.
-    Address(Address),
-    /// The meter will not.
-    Refused(Refusal),
-}
-
-/// Takes a frame apart that [`find`] found to be the reply to `read`; `None` when it is none.
-pub fn decode(read: &Read, bytes: &[u8]) -> Option<Reply> {
-    let (Frame { address, control, fields }, _) = first_frame(bytes)?;
-    let (function, _) = read.fields();
-    if control & FROM_METER == 0 || control & FUNCTION != function {
-        return None;
-    }
-    if control & ABNORMAL != 0 {
-        return Some(Reply::Refused(refusal(*fields.first()?)));
-    }
-    if *read == Read::Address {
-        return Some(Reply::Address(Address(fields.try_into().ok()?)));
-    }
-    let data = fields.get(identifier_bytes(function)..)?;
-    let data = match function {
-        READ_FOLLOWING => data.split_last()?.1,
-        _ => data,
-    };
-    Some(Reply::Data { from: address, data: data.to_vec(), more: control & MORE_FOLLOWS != 0 })
-}
-
-/// The frames of one answer, put together: ask for [`Gather::read`], hand each reply over, until there is an answer.
-#[derive(Debug, Clone)]
-pub struct Gather {
-    read: Read,
-    data: Vec<u8>,
-}
-
-/// What a reply leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Something is missing: ask for [`Gather::read`] next.
-    Next,
-    /// The whole answer.
-    Done(Reply),
-    /// The answer cannot be put together: what is wrong with it.
-    Unfit(String),
-}
-
-impl Gather {
-    /// Begins with this request.
-    pub fn new(read: Read) -> Gather {
-        Gather { read, data: Vec::new() }
-    }
-
-    /// What is to be asked now.
-    pub fn read(&self) -> &Read {
-        &self.read
-    }
-
-    /// Takes the reply to [`Gather::read`]. A follow-up frame that is refused spoils the whole: half a block is no answer.
-    pub fn take(&mut self, reply: Reply) -> Step {
-        let (Reply::Data { from, data, more }, Read::Data { identifier, follow_up }) =
-            (reply.clone(), self.read)
-        else {
-            return Step::Done(reply);
-        };
-        self.data.extend(data);
-        if !more {
-            return Step::Done(Reply::Data { from, data: std::mem::take(&mut self.data), more });
-        }
-        let next = follow_up.unwrap_or(0) + 1;
-        if next > MAX_FOLLOW_UPS {
-            return Step::Unfit(format!("more than {MAX_FOLLOW_UPS} follow-up frames of {identifier}"));
-        }
-        self.read = Read::Data { identifier, follow_up: Some(next) };
-        Step::Next
-    }
-}
-
-/// The error word (annex C) as a refusal. What a read cannot be refused for passes by itself.
+/// The error word as a refusal. What a read cannot be refused for passes by itself.
 pub fn refusal(word: u8) -> Refusal {
     const NO_DATA: u8 = 0x02;
     const NOT_ALLOWED: u8 = 0x04;

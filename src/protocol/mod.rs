@@ -12,19 +12,52 @@ use std::{fmt, ops::Range, time::Duration};
 
 use crate::model::Utc;
 
-pub use wire::{Pace, Parity, Wire};
+pub use wire::{Pace, Parity, RETUNE_GUARD, Wire};
 
 /// Where a meter answers, in its protocol's own terms. Never its identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// Unit id, 0 to 255.
     Modbus(u8),
+    /// Twelve digits.
+    Dlt645(dlt645::Address),
+}
+
+impl From<u8> for Address {
+    fn from(unit: u8) -> Address {
+        Address::Modbus(unit)
+    }
+}
+
+impl From<dlt645::Address> for Address {
+    fn from(address: dlt645::Address) -> Address {
+        Address::Dlt645(address)
+    }
+}
+
+impl Address {
+    /// As configurations have it.
+    pub fn plain(self) -> String {
+        match self {
+            Address::Modbus(unit) => unit.to_string(),
+            Address::Dlt645(address) => address.to_string(),
+        }
+    }
+
+    /// Whether a request to one of them may be answered by the other.
+    pub fn overlaps(self, other: Address) -> bool {
+        match (self, other) {
+            (Address::Dlt645(one), Address::Dlt645(other)) => one.overlaps(other),
+            (one, other) => one == other,
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Modbus(unit) => write!(f, "unit {unit}"),
+            Address::Dlt645(address) => write!(f, "meter {address}"),
         }
     }
 }
@@ -34,6 +67,18 @@ impl fmt::Display for Address {
 pub enum Question {
     /// Read words over Modbus.
     Modbus(modbus::Read),
+    /// Read data over DL/T 645-2007.
+    Dlt645(dlt645::Read),
+}
+
+impl Question {
+    /// The read, of a Modbus question.
+    pub fn modbus(&self) -> Option<&modbus::Read> {
+        match self {
+            Question::Modbus(read) => Some(read),
+            Question::Dlt645(_) => None,
+        }
+    }
 }
 
 /// What an answered question brought.
@@ -41,6 +86,13 @@ pub enum Question {
 pub enum Payload {
     /// As many words as were asked for.
     Words(Vec<u16>),
+    /// Data of DL/T 645.
+    Data {
+        /// Who answered: after a wildcard this is news.
+        from: dlt645::Address,
+        /// The bytes behind the identifier, as they came: the lowest of each value first.
+        bytes: Vec<u8>,
+    },
 }
 
 /// What carries Modbus frames; other protocols have one form of frame and pass it over.
@@ -65,6 +117,11 @@ pub trait Transaction: fmt::Debug + Send + Sync {
 
     /// What a frame says that [`Transaction::find`] has found.
     fn decode(&self, frame: &[u8]) -> Reply;
+
+    /// The request for the rest, where such a frame brings only a part of what was asked for.
+    fn follow_up(&self, _frame: &[u8]) -> Option<Box<dyn Transaction>> {
+        None
+    }
 
     /// Characters of its reply, at most.
     fn reply_chars(&self) -> u32;
@@ -97,17 +154,22 @@ pub enum Reply {
     Unfit(String),
 }
 
-/// The bytes of one request. `number` is the line's own count of requests, for protocols whose frames carry one.
+/// The bytes of one request. `number` is the line's own count of requests, for protocols whose frames carry one. `None`
+/// where address and question are of two protocols.
 pub fn transaction(
     address: Address,
     question: &Question,
     envelope: Envelope,
     number: u16,
-) -> Box<dyn Transaction> {
+) -> Option<Box<dyn Transaction>> {
     match (address, question) {
         (Address::Modbus(unit), Question::Modbus(read)) => {
-            Box::new(modbus::ReadTransaction::new(unit, *read, envelope, number))
+            Some(Box::new(modbus::ReadTransaction::new(unit, *read, envelope, number)))
         }
+        (Address::Dlt645(address), Question::Dlt645(read)) => {
+            Some(Box::new(dlt645::ReadTransaction::new(address, *read)))
+        }
+        (Address::Modbus(_), Question::Dlt645(_)) | (Address::Dlt645(_), Question::Modbus(_)) => None,
     }
 }
 

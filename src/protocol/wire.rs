@@ -1,6 +1,6 @@
 //! How long characters take on a line (Modbus over Serial Line V1.02, 2.5.1.1).
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,17 @@ pub struct Wire {
     pub stop_bits: u8,
 }
 
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parity = match self.parity {
+            Parity::None => 'N',
+            Parity::Even => 'E',
+            Parity::Odd => 'O',
+        };
+        write!(f, "{} 8{parity}{}", self.baud, self.stop_bits)
+    }
+}
+
 impl Wire {
     /// Start bit, eight data bits, parity, stop bits.
     pub fn bits_per_char(&self) -> u32 {
@@ -43,6 +54,9 @@ impl Wire {
         if self.baud > 19_200 { Duration::from_micros(1750) } else { self.char_time() * 7 / 2 }
     }
 }
+
+/// Silence before and after a line's speed or parity is changed: to a meter of the other setting what came before is noise.
+pub const RETUNE_GUARD: Duration = Duration::from_millis(50);
 
 /// What is assumed of a line's speed when requests are planned and cycles predicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -125,7 +125,7 @@ pub fn describe(meter: &Meter) -> Value {
         "parent": meter.parent,
         "place": {"building": meter.building, "unit": meter.unit_name, "room": meter.room},
         "bus": meter.bus,
-        "address": meter.unit.to_string(),
+        "address": meter.address.plain(),
         "interval_secs": meter.interval_secs,
     })
 }

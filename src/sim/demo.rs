@@ -193,7 +193,7 @@ mod tests {
         std::fs::write(&file, format!("{head}{}", demo.toml)).unwrap();
         let settings = crate::config::load(&file, []).unwrap();
         assert_eq!((settings.buses.len(), settings.meters.len()), (3, 24));
-        let told: Vec<_> = settings.meters.iter().map(|m| (&m.id, &m.bus, m.unit)).collect();
+        let told: Vec<_> = settings.meters.iter().map(|m| (&m.id, &m.bus, m.address)).collect();
         assert!(demo.site.places().all(|place| told.contains(&place)));
     }
 

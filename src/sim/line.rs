@@ -20,10 +20,14 @@ use std::{
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
+    termios::{self, ControlModes},
 };
 
-use super::{Meters, SimClock, ask, hold, pty, rtu};
-use crate::protocol::Wire;
+use super::{
+    Meters, SimClock, SimMeter, hold, pty,
+    request::{MAX_FRAME, Request},
+};
+use crate::protocol::{Parity, Wire};
 
 /// Least time between two writes of one answer, so that a fast line does not cost a core: far below any timeout.
 const LEAST_CHUNK: Duration = Duration::from_millis(2);
@@ -103,7 +107,7 @@ impl PtyLine {
         self.symlink.as_deref().unwrap_or(&self.path)
     }
 
-    /// Requests with a sound checksum, to whomever.
+    /// Requests with a sound checksum, to whomever, of either language.
     pub fn requests(&self) -> u64 {
         self.watch.requests.load(Ordering::Relaxed)
     }
@@ -154,6 +158,8 @@ impl Drop for PtyLine {
 #[derive(Debug)]
 struct Answer {
     start: Instant,
+    /// The settings with which it is sent.
+    wire: Wire,
     bytes: Vec<u8>,
     sent: usize,
     late: bool,
@@ -181,7 +187,7 @@ impl Copper {
         loop {
             let now = Instant::now();
             if self.quiet_at().is_some_and(|at| at <= now) {
-                let request = rtu::take_quiet(&mut self.received);
+                let request = Request::take_quiet(&mut self.received);
                 self.handle(request, now);
             }
             self.send(now);
@@ -206,7 +212,7 @@ impl Copper {
 
     fn next_event(&self) -> Option<Instant> {
         let sending = match &self.current {
-            Some(answer) => Some(self.due(answer, self.chunk_end(answer))),
+            Some(answer) => Some(answer.due(answer.chunk_end())),
             None => self.waiting.iter().map(|answer| answer.start).min(),
         };
         [self.quiet_at(), sending].into_iter().flatten().min()
@@ -214,7 +220,7 @@ impl Copper {
 
     /// Takes what has come; `false` when the terminal is gone.
     fn receive(&mut self) -> bool {
-        let mut buffer = [0; rtu::MAX_FRAME];
+        let mut buffer = [0; MAX_FRAME];
         let count = match rustix::io::read(&self.master, &mut buffer) {
             Ok(count) => count,
             Err(Errno::AGAIN | Errno::INTR) => return true,
@@ -230,22 +236,44 @@ impl Copper {
         }
         self.last_byte = Some(now);
         // Noise beyond the longest frame is dropped with the next silence.
-        if self.received.len() <= rtu::MAX_FRAME {
+        if self.received.len() <= MAX_FRAME {
             self.received.extend(bytes);
         }
-        while let Some(request) = rtu::take_read(&mut self.received) {
+        while let Some(request) = Request::take(&mut self.received) {
             self.handle(Some(request), now);
         }
         true
     }
 
+    /// The settings with which the port is open now. A pseudo-terminal keeps speed and stop bits, and of the parity only
+    /// whether it is odd.
+    fn tuned(&self) -> Wire {
+        let Ok(settings) = termios::tcgetattr(&self.master) else { return self.wire };
+        let odd = settings.control_modes.contains(ControlModes::PARODD);
+        let parity = if odd { Parity::Odd } else { self.wire.parity };
+        let stop_bits = if settings.control_modes.contains(ControlModes::CSTOPB) { 2 } else { 1 };
+        Wire { baud: settings.output_speed(), parity, stop_bits }
+    }
+
+    /// Whether what was sent with these settings is understood by who has those.
+    fn fits(sent: Wire, own: Wire) -> bool {
+        let odd = |wire: Wire| wire.parity == Parity::Odd;
+        sent.baud == own.baud && sent.stop_bits == own.stop_bits && odd(sent) == odd(own)
+    }
+
+    /// The settings with which a frame is sent. Where no meter has its own, whatever comes is taken as the line's.
+    fn sent_as(&self) -> Wire {
+        let mixed = hold(&self.meters).iter().any(|meter| meter.wire().is_some());
+        if mixed { self.tuned() } else { self.wire }
+    }
+
     /// A frame has come: `None` when it was no request.
-    fn handle(&mut self, request: Option<rtu::Request>, now: Instant) {
+    fn handle(&mut self, request: Option<Request>, now: Instant) {
         let began = self.first_byte.replace(now).unwrap_or(now);
-        let Some((unit, pdu)) = request else { return };
+        let Some(request) = request else { return };
         self.watch.requests.fetch_add(1, Ordering::Relaxed);
-        let chars = u32::try_from(pdu.len()).unwrap_or(u32::MAX).saturating_add(3);
-        let end = now.max(began + self.wire.char_time() * chars);
+        let sent = self.sent_as();
+        let end = now.max(began + sent.char_time() * request.chars());
         let punctual = |answer: &Answer| !answer.late;
         let talked_into = self.current.as_ref().is_some_and(punctual);
         if talked_into || self.waiting.iter().any(punctual) || self.free_at.is_some_and(|at| at > began) {
@@ -263,14 +291,14 @@ impl Copper {
             self.note_silence(began.saturating_duration_since(free_at));
         }
         self.free_at = Some(end);
-        // Unit 0 is a broadcast, which nobody answers (V1.02, 2.1).
-        if unit == 0 || self.waiting.len() >= MAX_WAITING {
+        if self.waiting.len() >= MAX_WAITING {
             return;
         }
-        if let Some((pdu, delivery)) = ask(&self.meters, unit, &pdu, self.clock.now()) {
-            let mut bytes = rtu::frame(delivery.unit(unit), &pdu);
-            delivery.spoil(&mut bytes);
-            self.waiting.push(Answer { start: end + delivery.think, bytes, sent: 0, late: delivery.late });
+        let hears = |meter: &SimMeter| Copper::fits(sent, meter.wire().unwrap_or(self.wire));
+        if let Some(reply) = request.answer(&self.meters, self.clock.now(), hears) {
+            let (start, late) = (end + reply.delivery.think, reply.delivery.late);
+            let wire = reply.wire.unwrap_or(self.wire);
+            self.waiting.push(Answer { start, wire, bytes: reply.bytes, sent: 0, late });
         }
     }
 
@@ -293,14 +321,20 @@ impl Copper {
         let Some(answer) = &self.current else { return };
         let mut end = answer.sent;
         loop {
-            let next = (end + self.chunk_chars()).min(answer.bytes.len());
-            if next == end || self.due(answer, next) > now {
+            let next = (end + answer.chunk_chars()).min(answer.bytes.len());
+            if next == end || answer.due(next) > now {
                 break;
             }
             end = next;
         }
-        let bytes = answer.bytes.get(answer.sent..end).unwrap_or_default();
-        let _ = rustix::io::write(&self.master, bytes); // lost when nobody reads, as on a UART
+        let mut bytes = answer.bytes.get(answer.sent..end).unwrap_or_default().to_vec();
+        if !Copper::fits(answer.wire, self.sent_as()) {
+            // A port that was set up otherwise meanwhile hears something else.
+            for byte in &mut bytes {
+                *byte = !*byte;
+            }
+        }
+        let _ = rustix::io::write(&self.master, &bytes); // lost when nobody reads, as on a UART
         let finished = end == answer.bytes.len();
         if finished {
             // Taken before the write, so that the silence that follows is never measured too short.
@@ -310,19 +344,21 @@ impl Copper {
             answer.sent = end;
         }
     }
+}
 
+impl Answer {
     fn chunk_chars(&self) -> usize {
         let char_time = self.wire.char_time().as_nanos().max(1);
         usize::try_from(LEAST_CHUNK.as_nanos() / char_time).unwrap_or(1).max(CHUNK_CHARS as usize)
     }
 
-    fn chunk_end(&self, answer: &Answer) -> usize {
-        (answer.sent + self.chunk_chars()).min(answer.bytes.len())
+    fn chunk_end(&self) -> usize {
+        (self.sent + self.chunk_chars()).min(self.bytes.len())
     }
 
-    /// When so many characters of an answer have left the wire.
-    fn due(&self, answer: &Answer, chars: usize) -> Instant {
-        answer.start + self.wire.char_time() * u32::try_from(chars).unwrap_or(u32::MAX)
+    /// When so many of its characters have left the wire.
+    fn due(&self, chars: usize) -> Instant {
+        self.start + self.wire.char_time() * u32::try_from(chars).unwrap_or(u32::MAX)
     }
 }
 
@@ -336,7 +372,7 @@ mod tests {
             Found, Parity,
             modbus::{rtu_fault, rtu_reply},
         },
-        sim::{Fault, SimMeter, share},
+        sim::{Fault, SimMeter, request::frame, share},
     };
     use std::{
         fs::{File, OpenOptions},
@@ -382,7 +418,7 @@ mod tests {
     }
 
     fn ask(port: &mut File, unit: u8) -> (Vec<u8>, Vec<u8>, Duration) {
-        let request = rtu::frame(unit, &READ);
+        let request = frame(unit, &READ);
         let began = Instant::now();
         port.write_all(&request).unwrap();
         let (received, last) = listen(port, Duration::from_millis(150));
@@ -436,13 +472,13 @@ mod tests {
         assert_eq!((received.len(), rtu_reply(&request, &received)), (4, Found::Incomplete));
 
         // The late one answers into the silence after the next one's answer, as itself.
-        port.write_all(&rtu::frame(7, &READ)).unwrap();
+        port.write_all(&frame(7, &READ)).unwrap();
         assert_eq!(listen(&mut port, Duration::from_millis(60)).0, NOTHING);
-        let request = rtu::frame(6, &READ);
+        let request = frame(6, &READ);
         port.write_all(&request).unwrap();
         let (received, _) = listen(&mut port, late);
         assert_eq!(rtu_reply(&request, &received[..9]), Found::Frame(0..9));
-        assert_eq!(received[9..], rtu::frame(7, &[4, 4, 0x43, 0x66, 0x33, 0x33]));
+        assert_eq!(received[9..], frame(7, &[4, 4, 0x43, 0x66, 0x33, 0x33]));
         assert_eq!(line.collisions(), 0);
     }
 
@@ -458,7 +494,7 @@ mod tests {
     fn who_talks_into_an_answer_is_counted_and_not_understood() {
         let line = line(vec![meter(1), meter(2)]);
         let mut port = open(&line);
-        let both = [rtu::frame(1, &READ), rtu::frame(2, &READ)].concat();
+        let both = [frame(1, &READ), frame(2, &READ)].concat();
         port.write_all(&both).unwrap();
         let (received, _) = listen(&mut port, Duration::from_millis(150));
         assert_eq!((line.requests(), line.collisions()), (2, 1));

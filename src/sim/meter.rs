@@ -1,7 +1,10 @@
-//! One simulated meter: a profile's points as words, and answers to reads of them.
+//! One simulated meter: a profile's points as bytes, and answers to reads of them.
 //!
-//! Knows PDUs (MODBUS Application Protocol V1.1b3), not frames or lines. It remembers what it showed, so that a
-//! test can ask whether every stored value was really on the display.
+//! Knows what it shows, not frames or lines; `modbus` and `dlt645` know what it answers in either language. It remembers
+//! what it showed, so that a test can ask whether every stored value was really on the display.
+
+mod dlt645;
+mod modbus;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,46 +14,50 @@ use super::{
 };
 use crate::{
     model::{Dec, PointName, Utc},
-    profile::{Cell, Kind, Point, SharedProfile, encode},
-    protocol::modbus::{MAX_WORDS, Read, Table},
+    profile::{Cell, Kind, Point, Protocol, SharedProfile, encode},
+    protocol::{Address, Payload, Question, Wire, dlt645::Frame, modbus::Table},
 };
 
 /// Answers remembered per meter: days of a test's polling in some tens of megabytes at most.
 const SHOWN_KEPT: usize = 100_000;
 
-/// Exception codes (V1.1b3, 7).
-const ILLEGAL_FUNCTION: u8 = 0x01;
-const ILLEGAL_ADDRESS: u8 = 0x02;
-const ILLEGAL_VALUE: u8 = 0x03;
-
 /// One answer that a meter gave, before any fault spoiled it on the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
-    /// The meter's unit id.
-    pub unit: u8,
+    /// Where the meter answers.
+    pub address: Address,
     /// When.
     pub at: Utc,
     /// What it was asked.
-    pub read: Read,
+    pub question: Question,
     /// What it answered.
-    pub words: Vec<u16>,
+    pub payload: Payload,
 }
 
 /// One simulated meter.
 #[derive(Debug)]
 pub struct SimMeter {
-    unit: u8,
+    address: Address,
+    wire: Option<Wire>,
+    display: Display,
+    language: Language,
+    faults: Faults,
+    shown: VecDeque<Shown>,
+}
+
+#[derive(Debug)]
+enum Language {
+    Modbus(modbus::Memory),
+    Dlt645(dlt645::Station),
+}
+
+/// What it shows.
+#[derive(Debug)]
+struct Display {
     profile: SharedProfile,
     behaviours: BTreeMap<PointName, Behaviour>,
     held: BTreeMap<PointName, Dec>,
     serial: Option<Dec>,
-    /// Which cell a word belongs to, and its position in it.
-    map: BTreeMap<(Table, u16), (Source, usize)>,
-    /// Words that were set by hand.
-    raw: BTreeMap<(Table, u16), u16>,
-    max_hole: u16,
-    faults: Faults,
-    shown: VecDeque<Shown>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,41 +68,40 @@ enum Source {
 
 impl SimMeter {
     /// A meter of that type; the seed decides its registers, its rate and its faults' dice.
-    pub fn new(unit: u8, profile: SharedProfile, seed: u64) -> SimMeter {
-        let mut behaviours = BTreeMap::new();
-        let mut map = BTreeMap::new();
-        let mut place = |cell: &Cell, source: Source| {
-            for offset in 0..cell.encoding.kind.words() {
-                map.insert((cell.table, cell.address.wrapping_add(offset)), (source, usize::from(offset)));
-            }
-        };
+    pub fn new(address: impl Into<Address>, profile: SharedProfile, seed: u64) -> SimMeter {
         let mut rng = fastrand::Rng::with_seed(seed);
-        for (index, point) in profile.points.iter().enumerate() {
-            place(&point.cell, Source::Point(index));
-            behaviours.insert(point.name.clone(), Behaviour::of(point, rng.u64(..)));
+        let behaviours = profile
+            .points
+            .iter()
+            .map(|point| (point.name.clone(), Behaviour::of(point, rng.u64(..))))
+            .collect();
+        // Fits every kind: at most four digits in two bytes.
+        let serial = profile.serial.as_ref().map(|point| match point.cell.encoding.kind.bytes() {
+            2 => Dec::from(rng.u64(1_000..9_000)),
+            _ => Dec::from(rng.u64(10_000_000..90_000_000)),
+        });
+        let language = match profile.protocol {
+            Protocol::Modbus(limits) => Language::Modbus(modbus::Memory::new(&profile, limits)),
+            Protocol::Dlt645 => Language::Dlt645(dlt645::Station::default()),
+        };
+        SimMeter {
+            address: address.into(),
+            wire: None,
+            display: Display { profile, behaviours, held: BTreeMap::new(), serial },
+            language,
+            faults: Faults::none(rng.u64(..)),
+            shown: VecDeque::new(),
         }
-        let mut serial = None;
-        if let Some(point) = &profile.serial {
-            place(&point.cell, Source::Serial);
-            // Fits every kind: at most four digits in one word.
-            let digits =
-                if point.cell.encoding.kind.words() == 1 { 1_000..9_000 } else { 10_000_000..90_000_000 };
-            serial = Some(Dec::from(rng.u64(digits)));
-        }
-        let max_hole = profile.max_hole;
-        let faults = Faults::none(rng.u64(..));
-        let (held, raw, shown) = (BTreeMap::new(), BTreeMap::new(), VecDeque::new());
-        SimMeter { unit, profile, behaviours, held, serial, map, raw, max_hole, faults, shown }
     }
 
-    /// Its unit id.
-    pub fn unit(&self) -> u8 {
-        self.unit
+    /// Where it answers.
+    pub fn address(&self) -> Address {
+        self.address
     }
 
     /// Its type.
     pub fn profile(&self) -> &SharedProfile {
-        &self.profile
+        &self.display.profile
     }
 
     /// What is wrong with it.
@@ -110,46 +116,68 @@ impl SimMeter {
         self
     }
 
+    /// Its own line settings; `None`: those of its line.
+    pub fn wire(&self) -> Option<Wire> {
+        self.wire
+    }
+
+    /// Lets it speak and listen with these line settings.
+    pub fn set_wire(&mut self, wire: Wire) {
+        self.wire = Some(wire);
+    }
+
     /// Shows this value from now on; `false` when the meter has no such point.
     pub fn set(&mut self, point: &str, value: Dec) -> bool {
-        let Some(point) = self.profile.points.iter().find(|p| p.name.as_str() == point) else {
+        let Some(point) = self.display.profile.points.iter().find(|p| p.name.as_str() == point) else {
             return false;
         };
-        self.held.insert(point.name.clone(), value);
+        self.display.held.insert(point.name.clone(), value);
         true
     }
 
     /// Lets a value that was set move by itself again (from where it would be, not from where it was set).
     pub fn release(&mut self, point: &str) {
-        self.held.retain(|name, _| name.as_str() != point);
+        self.display.held.retain(|name, _| name.as_str() != point);
     }
 
-    /// Shows these words from now on, whatever the profile says (sentinels, nonsense).
+    /// Shows these words from now on, whatever the profile says (sentinels, nonsense). Of a Modbus meter.
     pub fn set_words(&mut self, table: Table, address: u16, words: &[u16]) {
-        for (address, word) in (address..=u16::MAX).zip(words) {
-            self.raw.insert((table, address), *word);
+        if let Language::Modbus(memory) = &mut self.language {
+            memory.set(table, address, words);
         }
     }
 
     /// Forgets the words that were set.
     pub fn release_words(&mut self) {
-        self.raw.clear();
+        if let Language::Modbus(memory) = &mut self.language {
+            memory.release();
+        }
     }
 
     /// Its serial number, where the profile has a place for it.
     pub fn set_serial(&mut self, serial: Dec) {
-        self.serial = Some(serial);
+        self.display.serial = Some(serial);
     }
 
     /// The widest run of unmapped words that may be read over; the profile's unless changed.
     pub fn set_max_hole(&mut self, words: u16) {
-        self.max_hole = words;
+        if let Language::Modbus(memory) = &mut self.language {
+            memory.set_max_hole(words);
+        }
+    }
+
+    /// How a DL/T 645 meter differs from others of its kind.
+    pub fn station(&mut self) -> Option<&mut dlt645::Station> {
+        match &mut self.language {
+            Language::Dlt645(station) => Some(station),
+            Language::Modbus(_) => None,
+        }
     }
 
     /// What the display shows at a point.
     pub fn value(&self, point: &str, now: Utc) -> Option<Dec> {
-        let point = self.profile.points.iter().find(|p| p.name.as_str() == point)?;
-        self.value_of(point, now)
+        let point = self.display.profile.points.iter().find(|p| p.name.as_str() == point)?;
+        self.display.value_of(point, now)
     }
 
     /// The last answers, oldest first.
@@ -157,78 +185,64 @@ impl SimMeter {
         self.shown.iter()
     }
 
-    /// What it answers and how it is delivered; `None` when it stays silent.
+    /// What it answers to a Modbus PDU and how that is delivered; `None` when it stays silent.
     pub fn exchange(&mut self, pdu: &[u8], now: Utc) -> Option<(Vec<u8>, Delivery)> {
         let delivery = self.faults.deliver(now)?;
         Some((self.answer(pdu, now)?, delivery))
     }
 
-    /// What it answers to a request PDU; `None` for an empty one.
+    /// What it answers to a Modbus PDU; `None` for an empty one, and when it speaks another language.
     pub fn answer(&mut self, pdu: &[u8], now: Utc) -> Option<Vec<u8>> {
-        let (&function, arguments) = pdu.split_first()?;
-        match self.words_for(function, arguments, now) {
-            Err(code) => Some(vec![function | 0x80, code]),
-            Ok((read, words)) => {
-                let mut answer = vec![function, u8::try_from(2 * words.len()).ok()?];
-                answer.extend(words.iter().flat_map(|word| word.to_be_bytes()));
-                if self.shown.len() >= SHOWN_KEPT {
-                    self.shown.pop_front();
-                }
-                self.shown.push_back(Shown { unit: self.unit, at: now, read, words });
-                Some(answer)
-            }
-        }
+        let Language::Modbus(memory) = &self.language else { return None };
+        let (answer, shown) = memory.answer(&self.display, pdu, now)?;
+        self.remember(shown, now);
+        Some(answer)
     }
 
-    fn words_for(&self, function: u8, arguments: &[u8], now: Utc) -> Result<(Read, Vec<u16>), u8> {
-        let table = [Table::Holding, Table::Input]
-            .into_iter()
-            .find(|table| table.function() == function)
-            .ok_or(ILLEGAL_FUNCTION)?;
-        let &[a, b, c, d] = arguments else { return Err(ILLEGAL_VALUE) };
-        let (address, count) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
-        let odd = self.profile.even_words && !count.is_multiple_of(2);
-        if count == 0 || count > self.profile.max_words.min(MAX_WORDS) || odd {
-            return Err(ILLEGAL_VALUE);
-        }
-        let last = address.checked_add(count - 1).ok_or(ILLEGAL_ADDRESS)?;
-        let mut cells: BTreeMap<Source, Vec<u16>> = BTreeMap::new();
-        let mut words = Vec::with_capacity(usize::from(count));
-        let mut hole = 0;
-        for address in address..=last {
-            let key = (table, address);
-            let mapped = self.map.get(&key);
-            let word = match (self.raw.get(&key), mapped) {
-                (Some(word), _) => Some(*word),
-                (None, Some((source, offset))) => {
-                    let cell = cells.entry(*source).or_insert_with(|| self.encoded(*source, now));
-                    Some(cell.get(*offset).copied().unwrap_or_default())
-                }
-                (None, None) => None,
-            };
-            hole = if word.is_some() { 0 } else { hole + 1 };
-            if hole > self.max_hole {
-                return Err(ILLEGAL_ADDRESS);
-            }
-            words.push(word.unwrap_or_default());
-        }
-        // Nothing but hole: there is nothing at that address.
-        if hole == count {
-            return Err(ILLEGAL_ADDRESS);
-        }
-        Ok((Read { table, address, count }, words))
-    }
-
-    /// The words of a cell; empty (read as zeros) when its value does not fit it.
-    fn encoded(&self, source: Source, now: Utc) -> Vec<u16> {
-        let (cell, value) = match source {
-            Source::Point(index) => {
-                let point = self.profile.points.get(index);
-                (point.map(|point| &point.cell), point.and_then(|point| self.value_of(point, now)))
-            }
-            Source::Serial => (self.profile.serial.as_ref().map(|point| &point.cell), self.serial),
+    /// What it answers to a DL/T 645 frame (with the FE before it) and how that is delivered; `None` when it stays
+    /// silent.
+    pub fn exchange_frame(&mut self, frame: &Frame, now: Utc) -> Option<(Vec<u8>, Delivery)> {
+        let delivery = self.faults.deliver(now)?;
+        let (Language::Dlt645(station), Address::Dlt645(address)) = (&mut self.language, self.address) else {
+            return None;
         };
-        cell.zip(value).and_then(|(cell, value)| encode(cell, value)).unwrap_or_default()
+        let (answer, shown) = station.answer(&self.display, address, frame, now, delivery.wrong_unit)?;
+        self.remember(shown, now);
+        Some((answer, delivery))
+    }
+
+    fn remember(&mut self, shown: Option<(Question, Payload)>, at: Utc) {
+        let Some((question, payload)) = shown else { return };
+        if self.shown.len() >= SHOWN_KEPT {
+            self.shown.pop_front();
+        }
+        self.shown.push_back(Shown { address: self.address, at, question, payload });
+    }
+}
+
+impl Display {
+    fn cell(&self, source: Source) -> Option<&Cell> {
+        match source {
+            Source::Point(index) => self.profile.points.get(index).map(|point| &point.cell),
+            Source::Serial => self.profile.serial.as_ref().map(|point| &point.cell),
+        }
+    }
+
+    /// Every place of the profile.
+    fn sources(&self) -> impl Iterator<Item = (Source, &Cell)> {
+        let points = (0..self.profile.points.len()).map(Source::Point);
+        points.chain([Source::Serial]).filter_map(|source| Some((source, self.cell(source)?)))
+    }
+
+    /// The bytes of a cell, in the order of the wire; none when its value does not fit it.
+    fn encoded(&self, source: Source, now: Utc) -> Vec<u8> {
+        let value = match source {
+            Source::Point(index) => {
+                self.profile.points.get(index).and_then(|point| self.value_of(point, now))
+            }
+            Source::Serial => self.serial,
+        };
+        self.cell(source).zip(value).and_then(|(cell, value)| encode(cell, value)).unwrap_or_default()
     }
 
     fn value_of(&self, point: &Point, now: Utc) -> Option<Dec> {
@@ -245,9 +259,16 @@ impl SimMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::{Catalogue, decode, plan, words_of};
-    use crate::protocol::Pace;
+    use crate::profile::{Catalogue, bytes_of, decode, plan};
+    use crate::protocol::{
+        Found, Pace, Reply, Transaction,
+        dlt645::{Address as Digits, ReadTransaction, first_frame},
+        modbus::Read,
+    };
+
     use chrono::TimeDelta;
+
+    const ANYBODY: Digits = Digits::ANYBODY;
 
     fn at(text: &str) -> Utc {
         text.parse().unwrap()
@@ -272,19 +293,42 @@ mod tests {
         answer[2..].chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
     }
 
+    /// What a meter answers to a question.
+    fn reply(meter: &mut SimMeter, question: &Question, now: Utc) -> Payload {
+        match question {
+            Question::Modbus(read) => {
+                let answer = meter.answer(&pdu(*read), now).unwrap();
+                assert!(answer[0] < 0x80, "{read:?} was refused: {answer:?}");
+                Payload::Words(words(&answer))
+            }
+            Question::Dlt645(read) => {
+                let mut asked: Box<dyn Transaction> = Box::new(ReadTransaction::new(ANYBODY, *read));
+                loop {
+                    let (frame, _) = first_frame(asked.request()).unwrap();
+                    let (reply, _) = meter.exchange_frame(&frame, now).unwrap();
+                    assert!(matches!(asked.find(&reply), Found::Frame(_)), "{read:?}: {reply:02X?}");
+                    match asked.follow_up(&reply) {
+                        Some(next) => asked = next,
+                        None => match asked.decode(&reply) {
+                            Reply::Data(payload) => return payload,
+                            other => panic!("{read:?}: {other:?}"),
+                        },
+                    }
+                }
+            }
+        }
+    }
+
     /// Reads a whole meter as the gateway plans it: by point name, as text.
     fn display(meter: &mut SimMeter, now: Utc) -> BTreeMap<String, Dec> {
         let profile = meter.profile().clone();
         let all: Vec<usize> = (0..profile.points.len()).collect();
         let mut seen = BTreeMap::new();
         for planned in plan(&profile, &all, &Pace::Network) {
-            let read = planned.question;
-            let answer = meter.answer(&pdu(read), now).unwrap();
-            assert!(answer[0] < 0x80, "{}: {read:?} was refused: {answer:?}", profile.id);
-            let reply = words(&answer);
+            let payload = reply(meter, &planned.question, now);
             for index in planned.points {
                 let point = &profile.points[index];
-                let decoded = decode(&point.cell, words_of(&point.cell, &read, &reply));
+                let decoded = decode(&point.cell, &bytes_of(&point.cell, &planned.question, &payload));
                 let value =
                     decoded.value.unwrap_or_else(|why| panic!("{} {}: {why:?}", profile.id, point.name));
                 seen.insert(point.name.to_string(), value);
@@ -296,7 +340,11 @@ mod tests {
     #[test]
     fn every_built_in_type_answers_its_own_plan_with_what_it_shows() {
         for profile in Catalogue::builtin().iter() {
-            let mut meter = SimMeter::new(1, profile.clone(), 7);
+            let address = match profile.protocol {
+                Protocol::Modbus(_) => Address::Modbus(1),
+                Protocol::Dlt645 => Address::Dlt645("202107300049".parse().unwrap()),
+            };
+            let mut meter = SimMeter::new(address, profile.clone(), 7);
             let later = noon() + TimeDelta::days(30);
             let (first, second) = (display(&mut meter, noon()), display(&mut meter, later));
             for point in &profile.points {
@@ -370,7 +418,8 @@ mod tests {
         let read = Read { table: Table::Input, address: 0, count: 2 };
         let answer = meter.answer(&pdu(read), noon()).unwrap();
         let shown: Vec<_> = meter.shown().cloned().collect();
-        assert_eq!(shown, [Shown { unit: 1, at: noon(), read, words: words(&answer) }]);
+        let (question, payload) = (Question::Modbus(read), Payload::Words(words(&answer)));
+        assert_eq!(shown, [Shown { address: Address::Modbus(1), at: noon(), question, payload }]);
     }
 
     proptest::proptest! {

@@ -8,7 +8,7 @@ mod fault;
 mod line;
 mod meter;
 mod pty;
-mod rtu;
+mod request;
 mod site;
 mod tcp;
 mod values;
@@ -63,11 +63,6 @@ impl fmt::Debug for SimClock {
 /// Meters ready to be put on a line.
 pub fn share(meters: Vec<SimMeter>) -> Meters {
     Arc::new(Mutex::new(meters))
-}
-
-/// What the meter `unit` among `meters` answers, and how; `None` when nobody answers.
-fn ask(meters: &Meters, unit: u8, pdu: &[u8], now: Utc) -> Option<(Vec<u8>, Delivery)> {
-    hold(meters).iter_mut().find(|meter| meter.unit() == unit)?.exchange(pdu, now)
 }
 
 /// A lock that a panicking test has not made useless for the thread of the line.

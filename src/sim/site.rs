@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{Bus, Link, Meter, Settings},
     model::{BusId, Dec, MeterId},
-    protocol::Wire,
+    protocol::{Address, Wire},
 };
 
 /// Why a site cannot be simulated.
@@ -56,7 +56,7 @@ pub struct SimSite {
     lines: BTreeMap<BusId, PtyLine>,
     peers: BTreeMap<BusId, TcpPeer>,
     meters: BTreeMap<BusId, Meters>,
-    places: BTreeMap<MeterId, (BusId, u8)>,
+    places: BTreeMap<MeterId, (BusId, Address)>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -87,7 +87,7 @@ impl SimSite {
         let count = meters.len();
         let (ids, meters): (Vec<_>, Vec<_>) = meters.into_iter().unzip();
         let places: Vec<_> =
-            ids.into_iter().zip(&meters).map(|(id, meter)| (id, (bus.id.clone(), meter.unit()))).collect();
+            ids.into_iter().zip(&meters).map(|(id, meter)| (id, (bus.id.clone(), meter.address()))).collect();
         let meters = share(meters);
         let (configured, opened) = match &bus.link {
             Link::Serial { device, wire } => {
@@ -134,16 +134,16 @@ impl SimSite {
         self.meters.iter().find(|(id, _)| id.as_str() == bus).map(|(_, meters)| meters)
     }
 
-    /// Ids of all meters, with their bus and unit id.
-    pub fn places(&self) -> impl Iterator<Item = (&MeterId, &BusId, u8)> {
-        self.places.iter().map(|(id, (bus, unit))| (id, bus, *unit))
+    /// Ids of all meters, with their bus and address.
+    pub fn places(&self) -> impl Iterator<Item = (&MeterId, &BusId, Address)> {
+        self.places.iter().map(|(id, (bus, address))| (id, bus, *address))
     }
 
     /// Does something with one meter; `None` when there is no such meter.
     pub fn with_meter<R>(&self, id: &str, act: impl FnOnce(&mut SimMeter) -> R) -> Option<R> {
-        let (_, (bus, unit)) = self.places.iter().find(|(place, _)| place.as_str() == id)?;
+        let (_, (bus, address)) = self.places.iter().find(|(place, _)| place.as_str() == id)?;
         let mut meters = hold(self.meters.get(bus)?);
-        meters.iter_mut().find(|meter| meter.unit() == *unit).map(act)
+        meters.iter_mut().find(|meter| meter.address() == *address).map(act)
     }
 
     /// Adds a fault to one meter; `false` when there is no such meter.
@@ -166,9 +166,12 @@ impl SimSite {
 
 /// The simulated twin of a configured meter: the same seed and id give the same registers.
 fn simulated(meter: &Meter, seed: u64) -> SimMeter {
-    let mut twin = SimMeter::new(meter.unit, meter.profile.clone(), seed_of(meter.id.as_str(), seed));
+    let mut twin = SimMeter::new(meter.address, meter.profile.clone(), seed_of(meter.id.as_str(), seed));
     if let Some(serial) = meter.serial.as_ref().and_then(|serial| serial.parse::<Dec>().ok()) {
         twin.set_serial(serial);
+    }
+    if let Some(wire) = meter.wire {
+        twin.set_wire(wire);
     }
     twin
 }
@@ -292,10 +295,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_configuration_becomes_its_site() {
-        let meter = |id: &str, bus: &str, unit| Meter {
+        let meter = |id: &str, bus: &str, unit: u8| Meter {
             id: id.parse().unwrap(),
             bus: bus.parse().unwrap(),
-            unit,
+            address: unit.into(),
+            wire: None,
             profile: Catalogue::builtin().get("eastron-sdm630").unwrap(),
             serial: None,
             multiplier: Dec::ONE,

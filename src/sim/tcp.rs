@@ -1,6 +1,7 @@
 //! A TCP peer with meters behind it: a Modbus TCP gateway, or a transparent serial server (raw RTU frames).
 //!
-//! Behind it is one line: exchanges of several clients wait for each other.
+//! Behind it is one line: exchanges of several clients wait for each other. Behind a serial server there may be meters of
+//! both languages.
 
 use std::{
     io,
@@ -20,18 +21,16 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Delivery, Meters, SimClock, ask, rtu};
+use super::{
+    Meters, SimClock,
+    request::{MAX_FRAME, Request},
+};
 use crate::protocol::Wire;
 
 /// A raw RTU request of unusual length ends when nothing has come for so long (a serial server's packing time).
 const RTU_QUIET: Duration = Duration::from_millis(50);
 /// Clients at once; further ones are closed at once, as small converters do.
 const MAX_CLIENTS: usize = 16;
-/// A frame's header before the unit (MODBUS Messaging on TCP/IP V1.0b, 3.1.3).
-const MBAP: usize = 6;
-/// Exception of a gateway whose target failed to respond (V1.1b3, 7).
-const TARGET_FAILED: u8 = 0x0B;
-
 /// What the peer speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpFraming {
@@ -166,13 +165,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// One request, and what its answer needs in front.
-pub(super) struct Asked {
-    pub header: Option<[u8; 4]>,
-    pub unit: u8,
-    pub pdu: Vec<u8>,
-}
-
 async fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     client.set_nodelay(true)?;
     let (mut from, to) = client.into_split();
@@ -180,7 +172,7 @@ async fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     let mut late = JoinSet::new();
     let mut received = Vec::new();
     loop {
-        let mut buffer = [0; 2 * rtu::MAX_FRAME];
+        let mut buffer = [0; 2 * MAX_FRAME];
         let count = if shared.framing == TcpFraming::Rtu && !received.is_empty() {
             timeout(RTU_QUIET, from.read(&mut buffer)).await.unwrap_or(Ok(usize::MAX))?
         } else {
@@ -188,15 +180,15 @@ async fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
         };
         let mut asked = Vec::new();
         match (buffer.get(..count), shared.framing) {
-            (None, _) => asked.extend(rtu::take_quiet(&mut received).map(from_rtu)), // quiet
+            (None, _) => asked.extend(Request::take_quiet(&mut received)), // quiet
             (Some([]), _) => return Ok(()),
             (Some(bytes), TcpFraming::Rtu) => {
                 received.extend(bytes);
-                asked.extend(std::iter::from_fn(|| rtu::take_read(&mut received)).map(from_rtu));
+                asked.extend(std::iter::from_fn(|| Request::take(&mut received)));
             }
             (Some(bytes), TcpFraming::Tcp) => {
                 received.extend(bytes);
-                while let Some(request) = take_mbap(&mut received)? {
+                while let Some(request) = Request::take_mbap(&mut received)? {
                     asked.push(request);
                 }
             }
@@ -211,7 +203,7 @@ async fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
 }
 
 async fn exchange(
-    asked: Asked,
+    asked: Request,
     shared: &Shared,
     to: &Arc<Mutex<OwnedWriteHalf>>,
     late: &mut JoinSet<()>,
@@ -224,15 +216,15 @@ async fn exchange(
         shared.collisions.fetch_add(1, Ordering::Relaxed);
         shared.line.lock().await
     };
-    let Some((pdu, delivery)) = ask(&shared.meters, asked.unit, &asked.pdu, shared.options.clock.now())
-    else {
+    // A serial server has one setting of its line, whatever its meters have.
+    let Some(reply) = asked.answer(&shared.meters, shared.options.clock.now(), |_| true) else {
         return Ok(());
     };
-    let frame = dress(&asked, pdu, &delivery);
-    let chars = u32::try_from(asked.pdu.len() + frame.len() + 3).unwrap_or(u32::MAX);
+    let frame = reply.bytes;
+    let chars = asked.chars().saturating_add(u32::try_from(frame.len()).unwrap_or(u32::MAX));
     let on_wire = shared.options.wire.map_or(Duration::ZERO, |wire| wire.char_time() * chars);
-    let due = came + on_wire + delivery.think;
-    if delivery.late {
+    let due = came + on_wire + reply.delivery.think;
+    if reply.delivery.late {
         drop(line);
         let to = Arc::clone(to);
         while late.try_join_next().is_some() {}
@@ -246,44 +238,6 @@ async fn exchange(
     to.lock().await.write_all(&frame).await
 }
 
-/// The frame of an answer, with the meter's faults.
-pub(super) fn dress(asked: &Asked, mut pdu: Vec<u8>, delivery: &Delivery) -> Vec<u8> {
-    let unit = delivery.unit(asked.unit);
-    let Some(header) = asked.header else {
-        let mut frame = rtu::frame(unit, &pdu);
-        delivery.spoil(&mut frame);
-        return frame;
-    };
-    // The gateway dropped a frame with a wrong CRC; TCP itself has no noise.
-    if !delivery.flips.is_empty() {
-        pdu = vec![asked.pdu.first().copied().unwrap_or_default() | 0x80, TARGET_FAILED];
-    }
-    let length = u16::try_from(pdu.len() + 1).unwrap_or(u16::MAX).to_be_bytes();
-    let mut frame = [header.as_slice(), length.as_slice(), &[unit], &pdu].concat();
-    delivery.cut(&mut frame);
-    frame
-}
-
-pub(super) fn from_rtu((unit, pdu): rtu::Request) -> Asked {
-    Asked { header: None, unit, pdu }
-}
-
-/// Takes one Modbus TCP request off the front; an error when what is there is none.
-pub(super) fn take_mbap(received: &mut Vec<u8>) -> io::Result<Option<Asked>> {
-    let Some(&[a, b, c, d, high, low]) = received.first_chunk::<MBAP>() else { return Ok(None) };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    // 3: unit, function, one byte. 254: unit and the longest PDU (V1.1b3, 4.1).
-    if (c, d) != (0, 0) || !(3..=254).contains(&length) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a Modbus TCP frame"));
-    }
-    let Some((&unit, pdu)) = received.get(MBAP..MBAP + length).and_then(<[u8]>::split_first) else {
-        return Ok(None);
-    };
-    let asked = Asked { header: Some([a, b, c, d]), unit, pdu: pdu.to_vec() };
-    received.drain(..MBAP + length);
-    Ok(Some(asked))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,7 +247,7 @@ mod tests {
             Found, Parity,
             modbus::{rtu_reply, tcp_reply},
         },
-        sim::{Fault, SimMeter, share},
+        sim::{Fault, SimMeter, request::frame, share},
     };
     use std::net::Ipv4Addr;
 
@@ -366,7 +320,7 @@ mod tests {
         client.write_all(&[0x55]).await.unwrap();
         // The noise is passed on alone: the request comes after the server has sent it off.
         tokio::time::sleep(RTU_QUIET * 3).await;
-        let request = rtu::frame(1, &READ);
+        let request = frame(1, &READ);
         let began = Instant::now();
         let received = answer(&mut client, &request, 9).await;
         assert_eq!(rtu_reply(&request, &received), Found::Frame(0..9));

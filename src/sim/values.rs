@@ -97,10 +97,12 @@ fn step(cell: &Cell, unit: Unit) -> Dec {
 fn most_steps(kind: Kind) -> i128 {
     match kind {
         Kind::Bcd16 => 9_990,
+        Kind::Bcd24 => 999_990,
         Kind::U16 | Kind::I16 | Kind::Bits16 => 32_000,
         Kind::F32 | Kind::F64 => FLOAT_STEPS,
         Kind::Bcd32 => 99_999_990,
         Kind::U32 | Kind::I32 | Kind::Bits32 => 2_000_000_000,
+        Kind::Bcd48 => 999_999_999_990,
         Kind::U64 | Kind::I64 | Kind::Bcd64 => 9_000_000_000_000_000,
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{Meters, SimClock, TcpFraming, ask, hold, rtu, tcp};
+use super::{Meters, SimClock, SimMeter, TcpFraming, hold, request::Request};
 use crate::{
     bus::{Port, Ports},
     config::Link,
@@ -49,6 +49,8 @@ pub struct VirtualLine {
 
 struct Copper {
     framing: TcpFraming,
+    /// The line's own settings, and those of the port now.
+    own: Wire,
     wire: Wire,
     meters: Meters,
     clock: SimClock,
@@ -71,6 +73,7 @@ impl VirtualLine {
     pub fn new(framing: TcpFraming, wire: Wire, meters: Meters, clock: SimClock) -> VirtualLine {
         let copper = Copper {
             framing,
+            own: wire,
             wire,
             meters,
             clock,
@@ -146,15 +149,15 @@ impl Copper {
         self.received.extend(bytes);
         loop {
             let asked = match self.framing {
-                TcpFraming::Rtu => rtu::take_read(&mut self.received).map(tcp::from_rtu),
-                TcpFraming::Tcp => tcp::take_mbap(&mut self.received).ok().flatten(),
+                TcpFraming::Rtu => Request::take(&mut self.received),
+                TcpFraming::Tcp => Request::take_mbap(&mut self.received).ok().flatten(),
             };
             let Some(asked) = asked else { return };
             self.handle(&asked, bytes, now);
         }
     }
 
-    fn handle(&mut self, asked: &tcp::Asked, request: &[u8], now: Instant) {
+    fn handle(&mut self, asked: &Request, request: &[u8], now: Instant) {
         self.requests += 1;
         if self.busy_until.is_some_and(|until| until > now) {
             self.collisions += 1;
@@ -168,13 +171,15 @@ impl Copper {
         if self.state.echo && self.framing == TcpFraming::Rtu {
             self.arriving.push_back((end, request.to_vec()));
         }
-        let answer = ask(&self.meters, asked.unit, &asked.pdu, self.clock.now());
-        if let Some((pdu, delivery)) = answer
+        // Whoever has settings of its own hears those alone, and on such a line everybody else the line's.
+        let (own, now) = (self.own, self.wire);
+        let mixed = hold(&self.meters).iter().any(|meter| meter.wire().is_some());
+        let hears = |meter: &SimMeter| !mixed || meter.wire().unwrap_or(own) == now;
+        if let Some(reply) = asked.answer(&self.meters, self.clock.now(), hears)
             && self.arriving.len() < MAX_WAITING
         {
-            let frame = tcp::dress(asked, pdu, &delivery);
-            let start = end + delivery.think;
-            if !delivery.late {
+            let (frame, start) = (reply.bytes, end + reply.delivery.think);
+            if !reply.delivery.late {
                 self.busy_until = Some(start + chars(frame.len()));
             }
             let mut sent = 0;

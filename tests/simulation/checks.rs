@@ -7,7 +7,9 @@ use meter_gateway::{
     billing::proof::Lines,
     ledger::{audit::audit_with, meta::Meta},
     model::{Dec, MeterId, Reading, Seq, Utc},
-    profile::{Cell, decode},
+    profile::{bytes_of, decode},
+    protocol::hex,
+    sim::Shown,
 };
 use serde_json::Value;
 
@@ -112,13 +114,6 @@ pub fn reading(record: &Value) -> Option<Reading> {
     (record.get("type")? == "reading").then(|| serde_json::from_value(record.clone()).ok())?
 }
 
-/// One answer of a meter, by the house's time at which it was given.
-struct Shown {
-    address: u16,
-    table: meter_gateway::protocol::modbus::Table,
-    words: Vec<u16>,
-}
-
 /// Every value was shown by this very meter, at this very address, at that time.
 fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u64 {
     let times = world.house_times.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,16 +132,13 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
     let mut shown: BTreeMap<MeterId, BTreeMap<Utc, Vec<Shown>>> = BTreeMap::new();
     for (bus, line) in world.all.buses.iter().zip(by_bus(world)) {
         for meter in line.meters().lock().unwrap().iter() {
-            let configured = world.all.meters.iter().find(|m| m.bus == bus.id && m.unit == meter.unit());
+            let configured =
+                world.all.meters.iter().find(|m| m.bus == bus.id && m.address == meter.address());
             let Some(configured) = configured else { continue };
             let of_meter = shown.entry(configured.id.clone()).or_default();
             for answer in meter.shown() {
                 let Some(house) = times.get(&answer.at) else { continue };
-                of_meter.entry(*house).or_default().push(Shown {
-                    address: answer.read.address,
-                    table: answer.read.table,
-                    words: answer.words.clone(),
-                });
+                of_meter.entry(*house).or_default().push(answer.clone());
             }
         }
     }
@@ -176,17 +168,17 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
                 None => (LONGEST_SWEEP, LONGEST_SWEEP),
             };
             let near = shown.range(taken_at - before..=taken_at + after);
-            let words =
-                near.flat_map(|(_, answers)| answers).filter_map(|answer| words_at(answer, &point.cell));
-            let mut words = words.filter(|words| hex(words) == *raw);
-            let Some(words) = words.next() else {
+            let bytes =
+                |answer: &Shown| bytes_of(&point.cell, &answer.question, &answer.payload).into_owned();
+            let mut near = near.flat_map(|(_, answers)| answers).map(bytes);
+            let Some(bytes) = near.find(|bytes| !bytes.is_empty() && hex(bytes) == *raw) else {
                 found.push(format!(
                     "record {}: {} {name} = {raw} at {taken_at} was never shown there",
                     record["seq"], reading.meter
                 ));
                 continue;
             };
-            let decoded = decode(&point.cell, words);
+            let decoded = decode(&point.cell, &bytes);
             let same = decoded.value.ok().map(Dec::normalized) == value.value.map(Dec::normalized);
             if !same {
                 found.push(format!("record {}: {name}: {raw} is not {:?}", record["seq"], value.value));
@@ -199,16 +191,4 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
 
 fn by_bus(world: &World) -> Vec<&meter_gateway::sim::VirtualLine> {
     world.lines.0.values().collect()
-}
-
-fn words_at<'a>(answer: &'a Shown, cell: &Cell) -> Option<&'a [u16]> {
-    if answer.table != cell.table {
-        return None;
-    }
-    let offset = usize::from(cell.address.checked_sub(answer.address)?);
-    answer.words.get(offset..offset + usize::from(cell.encoding.kind.words()))
-}
-
-fn hex(words: &[u16]) -> String {
-    words.iter().fold("0x".to_owned(), |hex, word| format!("{hex}{word:04X}"))
 }

@@ -162,8 +162,9 @@ impl World {
         let mut lines = VirtualLines::default();
         for bus in &settings.buses {
             let meters = settings.meters.iter().filter(|meter| meter.bus == bus.id);
-            let meters =
-                meters.map(|meter| SimMeter::new(meter.unit, meter.profile.clone(), rng.u64(..))).collect();
+            let meters = meters
+                .map(|meter| SimMeter::new(meter.address, meter.profile.clone(), rng.u64(..)))
+                .collect();
             let (name, framing) = match &bus.link {
                 config::Link::Serial { device, .. } => (device.display().to_string(), TcpFraming::Rtu),
                 config::Link::Tcp { address } => (address.clone(), TcpFraming::Tcp),

@@ -18,6 +18,7 @@ fn plan_of(name: &str, slots: Option<Slots>) -> MeterPlan {
     MeterPlan {
         id: name.parse().unwrap(),
         address: Address::Modbus(1),
+        wire: None,
         requests: plan(&profile, &points, &Pace::Network),
         profile: Arc::clone(&profile),
         slots,
@@ -69,7 +70,7 @@ impl Bench {
 }
 
 fn answered(exchange: &Exchange) -> (Outcome, Duration) {
-    let Question::Modbus(read) = &exchange.query.question;
+    let read = exchange.query.question.modbus().unwrap();
     let payload = Payload::Words(vec![0; usize::from(read.count)]);
     let at = "2026-11-01T00:00:00Z".parse().unwrap();
     (Outcome::Answered { payload, at, elapsed: Duration::ZERO }, Duration::from_millis(50))
@@ -162,7 +163,7 @@ fn a_refused_block_is_split_and_the_split_is_remembered() {
     let bad = modbus::Read { table: modbus::Table::Input, address: 0x0156, count: 2 };
     let mut refused = 0;
     let sweeps = bench.run(65, |exchange| {
-        let Question::Modbus(read) = &exchange.query.question;
+        let read = exchange.query.question.modbus().unwrap();
         let end = read.address + read.count;
         if read.table == bad.table && read.address < bad.address + bad.count && bad.address < end {
             refused += 1;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::{Payload, Reply, Transaction as _};
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
@@ -13,7 +14,7 @@ fn address(text: &str) -> Address {
 }
 
 fn total() -> Read {
-    Read::data("00010000".parse().unwrap())
+    Read::data("00010000".parse().unwrap(), 4)
 }
 
 /// The total of meter 000000000161, and 0.26 kWh as its answer.
@@ -21,15 +22,16 @@ const METER: &str = "000000000161";
 const REQUEST: &str = "FEFEFEFE68610100000000681104333334331416";
 const ANSWER: &str = "6861010000000068910833333433593333338A16";
 
-fn found(received: &str) -> Framing {
+fn found(received: &str) -> Found {
     find(&bytes(REQUEST), &bytes(received))
 }
 
-fn unfit(received: &str) -> String {
-    match found(received) {
-        Framing::Unfit(detail) => detail,
-        other => panic!("{received}: {other:?}"),
-    }
+/// What a frame says that answers this read of the meter.
+fn said(read: Read, frame: &[u8]) -> Reply {
+    let asked = ReadTransaction::new(address(METER), read);
+    assert_eq!(asked.find(frame), Found::Frame(0..frame.len()));
+    assert!(asked.follow_up(frame).is_none());
+    asked.decode(frame)
 }
 
 #[test]
@@ -60,21 +62,22 @@ fn an_address_reads_back_as_it_was_written() {
 fn requests_are_those_of_the_standard() {
     assert_eq!(encode(address(METER), &total()), bytes(REQUEST));
     assert_eq!(encode(Address::ANYBODY, &Read::Address), bytes("FEFEFEFE68AAAAAAAAAAAA681300DF16"));
-    let next = Read::Data { identifier: "0001FF00".parse().unwrap(), follow_up: Some(2) };
+    let next = Read::Data { identifier: "0001FF00".parse().unwrap(), follow_up: Some(2), length: 20 };
     let request = encode(address("000000123456"), &next);
     assert_eq!(request, bytes("FEFEFEFE6856341200000068120533323433358416"));
     for read in [total(), Read::Address, next] {
-        assert_eq!(encode(Address::ANYBODY, &read).len(), read.request_chars());
+        assert_eq!(encode(Address::ANYBODY, &read).len(), read.request_chars() as usize);
     }
     // 4 FE, 12, and five values behind the identifier.
-    assert_eq!(total().reply_chars(20), 40);
+    assert_eq!(Read::data("0001FF00".parse().unwrap(), 20).reply_chars(), 40);
+    assert_eq!(Read::Address.reply_chars(), 22);
 }
 
 /// No function that writes can be expressed: whatever can be asked is a read.
 #[test]
 fn only_reads_are_ever_sent() {
     for follow_up in [None, Some(1), Some(255)] {
-        let read = Read::Data { identifier: Identifier([0x04, 0, 0x01, 0x01]), follow_up };
+        let read = Read::Data { identifier: Identifier([0x04, 0, 0x01, 0x01]), follow_up, length: 4 };
         let request = encode(Address::ANYBODY, &read);
         assert!([0x11, 0x12].contains(&request[12]), "{request:02X?}");
     }
@@ -103,9 +106,9 @@ fn what_stands_before_a_reply_is_passed_over() {
     for before in noise.into_iter().map(bytes).chain(echo) {
         let received = [&before[..], &answer, &bytes("E0C401")].concat();
         let end = before.len() + answer.len();
-        assert_eq!(find(&request, &received), Framing::Frame(before.len()..end), "behind {before:02X?}");
+        assert_eq!(find(&request, &received), Found::Frame(before.len()..end), "behind {before:02X?}");
         for cut in 0..end {
-            assert_eq!(find(&request, &received[..cut]), Framing::Incomplete, "{before:02X?}, {cut}");
+            assert_eq!(find(&request, &received[..cut]), Found::Incomplete, "{before:02X?}, {cut}");
         }
     }
 }
@@ -122,10 +125,10 @@ fn other_frames_before_the_reply_are_passed_over() {
     ];
     for before in others {
         let received = [&before[..], &answer].concat();
-        assert_eq!(find(&request, &received), Framing::Frame(before.len()..received.len()), "{before:02X?}");
+        assert_eq!(find(&request, &received), Found::Frame(before.len()..received.len()), "{before:02X?}");
         // Once the reply has begun it is waited for.
         for cut in before.len() + 1..received.len() {
-            assert_eq!(find(&request, &received[..cut]), Framing::Incomplete, "{before:02X?}, {cut}");
+            assert_eq!(find(&request, &received[..cut]), Found::Incomplete, "{before:02X?}, {cut}");
         }
     }
 }
@@ -138,105 +141,125 @@ fn a_spoilt_frame_is_known_to_be_spoilt_at_its_last_byte() {
         for bit in 0..8 {
             let mut spoilt = reply.clone();
             spoilt[at] ^= 1 << bit;
-            assert!(matches!(find(&request, &spoilt), Framing::Unfit(_)), "bit {bit} of byte {at}");
+            assert_eq!(find(&request, &spoilt), Found::Damaged, "bit {bit} of byte {at}");
+            assert!(fault(&request, &spoilt).is_some());
             for cut in 0..spoilt.len() {
-                assert_eq!(find(&request, &spoilt[..cut]), Framing::Incomplete, "bit {bit} of byte {at}");
+                assert_eq!(find(&request, &spoilt[..cut]), Found::Incomplete, "bit {bit} of byte {at}");
             }
             // And the repetition behind it is found.
             let repeated = [spoilt, reply.clone()].concat();
-            assert!(matches!(find(&request, &repeated), Framing::Frame(_)), "bit {bit} of byte {at}");
+            assert!(matches!(find(&request, &repeated), Found::Frame(_)), "bit {bit} of byte {at}");
         }
     }
     // Shorter than the second start byte needs to be ruled out as a first one.
-    assert!(unfit("6861010000000068D101355C16").contains("checksum 5C came, 39 was expected"));
+    let refusal = bytes("6861010000000068D101355C16");
+    assert_eq!(find(&request, &refusal), Found::Damaged);
+    assert_eq!(fault(&request, &refusal).unwrap(), "checksum 5C came, 39 was expected");
+}
+
+/// It is passed over, since the reply may still come, and named where it does not.
+#[test]
+fn what_is_not_the_reply_is_named() {
+    let request = bytes(REQUEST);
+    let address = address(METER);
+    let energy = [0, 0, 1, 0, 1, 2, 3, 4];
+    for (reply, says) in [
+        (frame("000000000162".parse().unwrap(), 0x91, &energy), "meter 000000000162 answered"),
+        (frame(Address::ANYBODY, 0x91, &energy), "meter AAAAAAAAAAAA answered"),
+        (frame(address, 0x91, &[0, 1, 1, 2, 1, 0x10]), "identifier 02010100 came, 00010000 was asked"),
+        (frame(address, 0x93, &[1, 2, 3, 4, 5, 6]), "control code 93 came, function 11 was asked"),
+        (frame(address, 0x9C, &[]), "control code 9C came, function 11 was asked"),
+    ] {
+        assert_eq!(find(&request, &reply), Found::Incomplete, "{says}");
+        assert!(fault(&request, &reply).unwrap().contains(says), "{says}");
+    }
+    let end = bytes("6861010000000068910833333433593333338A17");
+    assert_eq!(find(&request, &end), Found::Damaged);
+    assert!(fault(&request, &end).unwrap().contains("end byte 17"));
+    let stopped = bytes("68610100000000689109");
+    assert_eq!(find(&request, &stopped), Found::Incomplete);
+    assert_eq!(fault(&request, &stopped).unwrap(), "the reply stopped after 10 bytes");
+    // An echo alone, no second start, more data than a reply can have: nothing of the reply.
+    let long = format!("686101000000006891C9{}", "33".repeat(250));
+    for nothing in [REQUEST, "6861010000000069910833333433593333338A16", "D7535353535A64", "0068", &long] {
+        assert_eq!(found(nothing), Found::Incomplete, "{nothing}");
+        assert_eq!(fault(&request, &bytes(nothing)), None, "{nothing}");
+    }
 }
 
 #[test]
-fn what_is_not_the_reply_is_named() {
-    let address = address(METER);
-    let hex = |frame: Vec<u8>| digits(frame.iter());
-    let voltage = [0x00, 0x01, 0x01, 0x02, 0x01, 0x10];
-    for (reply, says) in [
-        (
-            frame("000000000162".parse().unwrap(), 0x91, &[0, 0, 1, 0, 1, 2, 3, 4]),
-            "meter 000000000162 answered",
-        ),
-        (frame(Address::ANYBODY, 0x91, &[0, 0, 1, 0, 1, 2, 3, 4]), "meter AAAAAAAAAAAA answered"),
-        (frame(address, 0x91, &voltage), "identifier 02010100 came, 00010000 was asked"),
-        (frame(address, 0x91, &[]), "0 data bytes came, without an identifier"),
-        (frame(address, 0x91, &[0, 0, 1]), "3 data bytes came, without an identifier"),
-        (frame(address, 0x93, &[1, 2, 3, 4, 5, 6]), "control code 93 came, function 11 was asked"),
-        (frame(address, 0xD1, &[]), "without its error word"),
+fn a_reply_without_what_was_asked_for_is_no_value() {
+    let meter = address(METER);
+    for (read, control, fields, says) in [
+        (total(), 0x91, &[][..], "0 data bytes came, without an identifier"),
+        (total(), 0x91, &[0, 0, 1], "3 data bytes came, without an identifier"),
+        (total(), 0xD1, &[], "without its error word"),
+        (Read::Address, 0x93, &[1, 2, 3], "an address of 3 bytes"),
     ] {
-        let detail = unfit(&hex(reply));
-        assert!(detail.contains(says), "{detail}");
-    }
-    assert!(unfit("6861010000000068910833333433593333338A17").contains("end byte 17"));
-    // More data than a reply can have, no second start, an echo alone: still nothing of the reply.
-    for nothing in
-        ["68610100000000689109", REQUEST, "6861010000000069910833333433593333338A16", "D7353535355A64"]
-    {
-        assert_eq!(found(nothing), Framing::Incomplete, "{nothing}");
-    }
-    assert_eq!(found(&format!("686101000000006891C9{}", "33".repeat(250))), Framing::Incomplete);
-    match find(&[1, 2, 3], &[]) {
-        Framing::Unfit(detail) => assert!(detail.contains("not a DL/T 645 read")),
-        other => panic!("{other:?}"),
+        match said(read, &frame(meter, control, fields)) {
+            Reply::Unfit(detail) => assert!(detail.contains(says), "{detail}"),
+            other => panic!("{says}: {other:?}"),
+        }
     }
 }
 
 #[test]
 fn who_answers_a_wildcard_is_reported() {
-    let request = encode(address("AAAAAAAA0161"), &total());
-    let Framing::Frame(range) = find(&request, &bytes(ANSWER)) else { panic!("not found") };
-    let Some(Reply::Data { from, data, more }) = decode(&total(), &bytes(ANSWER)[range]) else {
-        panic!("no data")
-    };
-    assert_eq!((from, data, more), (address(METER), vec![0x26, 0, 0, 0], false));
-    let request = encode(Address::ANYBODY, &Read::Address);
+    let answered = Reply::Data(Payload::Data { from: address(METER), bytes: vec![0x26, 0, 0, 0] });
+    for target in ["AAAAAAAA0161", "AAAAAAAAAAAA"] {
+        let asked = ReadTransaction::new(address(target), total());
+        assert_eq!(asked.find(&bytes(ANSWER)), Found::Frame(0..20));
+        assert_eq!(asked.decode(&bytes(ANSWER)), answered);
+    }
+    let asked = ReadTransaction::new(Address::ANYBODY, Read::Address);
     // Some speak as AA…AA: the data says who they are.
-    let reply = frame(Address::ANYBODY, 0x93, &address(METER).to_wire());
-    assert_eq!(find(&request, &reply), Framing::Frame(0..reply.len()));
-    assert_eq!(decode(&Read::Address, &reply), Some(Reply::Address(address(METER))));
+    for speaker in [Address::ANYBODY, address(METER)] {
+        let reply = frame(speaker, 0x93, &address(METER).to_wire());
+        assert_eq!(asked.find(&reply), Found::Frame(0..reply.len()));
+        let bytes = address(METER).to_wire().to_vec();
+        assert_eq!(asked.decode(&reply), Reply::Data(Payload::Data { from: address(METER), bytes }));
+    }
 }
 
 #[test]
 fn frames_that_follow_are_put_together() {
     let block: Identifier = "0001FF00".parse().unwrap();
-    let wire = block.to_wire();
     let meter = address(METER);
-    let part = |control: u8, data: &[u8]| frame(meter, control, &[&wire[..], data].concat());
-    let mut gather = Gather::new(Read::data(block));
-    let mut asked = Vec::new();
-    let replies = [part(0xB1, &[1, 2]), part(0xB2, &[3, 4, 1]), part(0x92, &[5, 2])];
-    let mut steps = Vec::new();
-    for reply in replies {
-        let read = *gather.read();
-        asked.push(read);
-        let request = encode(meter, &read);
-        assert_eq!(find(&request, &reply), Framing::Frame(0..reply.len()));
-        steps.push(gather.take(decode(&read, &reply).unwrap()));
+    let part = |control: u8, data: &[u8]| frame(meter, control, &[&block.to_wire()[..], data].concat());
+    let follow_up = |n| encode(meter, &Read::Data { identifier: block, follow_up: Some(n), length: 5 });
+
+    // Whoever answers the wildcard is asked for the rest.
+    let first = ReadTransaction::new(Address::ANYBODY, Read::data(block, 5));
+    let second = first.follow_up(&part(0xB1, &[1, 2])).unwrap();
+    assert_eq!(second.request(), follow_up(1));
+    assert_eq!(second.find(&part(0x92, &[3, 4, 2])), Found::Incomplete, "another frame's number");
+    assert!(second.fault(&part(0x92, &[3, 4, 2])).unwrap().contains("frame 2 came, 1 was asked"));
+    assert_eq!(second.find(&part(0x91, &[3, 4, 1])), Found::Incomplete, "the first frame once more");
+    let third = second.follow_up(&part(0xB2, &[3, 4, 1])).unwrap();
+    assert_eq!(third.request(), follow_up(2));
+    let last = part(0x92, &[5, 2]);
+    assert!(third.find(&last) == Found::Frame(0..last.len()) && third.follow_up(&last).is_none());
+    let whole = Reply::Data(Payload::Data { from: meter, bytes: vec![1, 2, 3, 4, 5] });
+    assert_eq!(third.decode(&last), whole);
+
+    // One that refuses in the middle has refused: half a block is no answer.
+    assert_eq!(second.decode(&frame(meter, 0xD2, &[2])), Reply::Refused(refusal(2)));
+    assert!(second.follow_up(&frame(meter, 0xD2, &[2])).is_none());
+
+    // One that never comes to an end is given up.
+    let mut asked: Box<dyn crate::protocol::Transaction> = Box::new(first);
+    let mut frames = 0_u8;
+    loop {
+        let reply = if frames == 0 { part(0xB1, &[9]) } else { part(0xB2, &[9, frames]) };
+        match asked.follow_up(&reply) {
+            Some(next) => asked = next,
+            None => {
+                break assert!(matches!(asked.decode(&reply), Reply::Unfit(d) if d.contains("more than 15")));
+            }
+        }
+        frames += 1;
     }
-    let follow_up = |n| Read::Data { identifier: block, follow_up: Some(n) };
-    assert_eq!(asked, [Read::data(block), follow_up(1), follow_up(2)]);
-    let whole = Reply::Data { from: meter, data: vec![1, 2, 3, 4, 5], more: false };
-    assert_eq!(steps, [Step::Next, Step::Next, Step::Done(whole)]);
-
-    // Another frame's number is not the one that was asked for.
-    let request = encode(meter, &follow_up(1));
-    assert!(
-        matches!(find(&request, &part(0xB2, &[3, 4, 2])), Framing::Unfit(detail) if detail.contains("frame 2 came"))
-    );
-
-    // A meter that never comes to an end is given up; one that refuses in the middle has refused.
-    let mut gather = Gather::new(Read::data(block));
-    let endless = |_| Reply::Data { from: meter, data: vec![0; 8], more: true };
-    let last = (0..20).map(endless).map(|reply| gather.take(reply)).find(|step| *step != Step::Next);
-    assert!(matches!(last, Some(Step::Unfit(detail)) if detail.contains("15 follow-up frames")));
-    let mut gather = Gather::new(Read::data(block));
-    gather.take(Reply::Data { from: meter, data: vec![0; 8], more: true });
-    let refused = Reply::Refused(refusal(2));
-    assert_eq!(gather.take(refused.clone()), Step::Done(refused));
+    assert_eq!(frames, MAX_FOLLOW_UPS);
 }
 
 #[test]
@@ -251,15 +274,15 @@ fn an_error_word_is_said_in_words() {
         (0x48, "several", true),
         (0x80, "several", true),
     ] {
-        let reply = frame(address(METER), 0xD1, &[word]);
-        let Framing::Frame(range) = find(&bytes(REQUEST), &reply) else { panic!("not found") };
-        let Some(Reply::Refused(refusal)) = decode(&total(), &reply[range]) else { panic!("not refused") };
+        let Reply::Refused(refusal) = said(total(), &frame(address(METER), 0xD1, &[word])) else {
+            panic!("not refused")
+        };
         assert!(refusal.text.contains(says), "{word:02X}: {}", refusal.text);
         assert_eq!((refusal.code, refusal.transient), (word, transient));
     }
     // Meters with a security module say it in two bytes.
     let reply = frame(address(METER), 0xD1, &[0x02, 0x00]);
-    assert_eq!(decode(&total(), &reply), Some(Reply::Refused(refusal(2))));
+    assert_eq!(said(total(), &reply), Reply::Refused(refusal(2)));
 }
 
 proptest! {
@@ -268,7 +291,9 @@ proptest! {
                                             received in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = find(&request, &received);
         let _ = find(&bytes(REQUEST), &received);
-        let _ = decode(&total(), &received);
+        let _ = (fault(&request, &received), fault(&bytes(REQUEST), &received));
+        let asked = ReadTransaction::new(Address::ANYBODY, total());
+        let _ = (asked.decode(&received), asked.follow_up(&received));
         let _ = first_frame(&received);
     }
 
@@ -282,10 +307,10 @@ proptest! {
         let before = if echoed { [&noise[..], &request[..]].concat() } else { noise };
         let received = [&before[..], &reply[..]].concat();
         for cut in 0..received.len() {
-            prop_assert_eq!(find(&request, &received[..cut]), Framing::Incomplete);
+            prop_assert_eq!(find(&request, &received[..cut]), Found::Incomplete);
         }
-        prop_assert_eq!(find(&request, &received), Framing::Frame(before.len()..received.len()));
-        let said = Reply::Data { from: address(METER), data, more: false };
-        prop_assert_eq!(decode(&total(), &reply), Some(said));
+        prop_assert_eq!(find(&request, &received), Found::Frame(before.len()..received.len()));
+        let answered = Reply::Data(Payload::Data { from: address(METER), bytes: data });
+        prop_assert_eq!(said(total(), &reply), answered);
     }
 }
