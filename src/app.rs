@@ -5,6 +5,7 @@ mod changes;
 mod descriptors;
 mod house;
 mod listeners;
+mod pace;
 mod past;
 mod publisher;
 mod reload;

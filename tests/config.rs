@@ -145,7 +145,10 @@ fn the_installed_example_is_faultless() {
     assert_eq!(settings.files.len(), 2);
     assert_eq!(settings.site.name, "滨江花园");
     let plan = poll_plan::predict(&settings);
-    assert!(plan.buses.iter().all(|bus| bus.load_ppm > 0 && !bus.is_overloaded()), "{plan:?}");
+    assert!(
+        plan.buses.iter().all(|bus| bus.predicted == (bus.load_ppm > 0) && !bus.is_overloaded()),
+        "{plan:?}"
+    );
     let main = settings.meters.iter().find(|meter| meter.id.as_str() == "E-MAIN-1").unwrap();
     assert_eq!((main.multiplier.to_string().as_str(), main.interval_secs), ("40", 300));
     assert_eq!(main.address, 100.into());
@@ -429,6 +432,29 @@ fn a_line_that_cannot_keep_its_interval_is_a_fault() {
     assert_eq!(north.meters.len(), 40);
     assert!(north.cycle() > Duration::from_secs(5) && north.load_ppm < 10_000, "{north:?}");
     assert_eq!(north.cycle_us, north.meters.iter().map(|meter| meter.sweep_us).sum::<u64>());
+}
+
+/// What a network takes for an exchange is not known before it is polled.
+#[test]
+fn a_thousand_network_meters_at_a_second_are_accepted() {
+    let mut text = VALID.to_owned();
+    for bus in 0..5 {
+        let line = format!("[[bus]]\nid = \"tcp-{bus}\"\nkind = \"tcp\"\naddress = \"127.0.0.1:150{bus}\"\n");
+        text.push_str(&line);
+        for unit in 1..=200 {
+            let meter = format!(
+                "[[meter]]\nid = \"T-{bus}-{unit}\"\nbus = \"tcp-{bus}\"\naddress = \"{unit}\"\nprofile = \"eastron-sdm120\"\ninterval_secs = 1\n"
+            );
+            text.push_str(&meter);
+        }
+    }
+    let settings = load(&text).unwrap_or_else(|faults| panic!("{}", said(&faults)));
+    let plan = poll_plan::predict(&settings);
+    let network = plan.buses.last().unwrap();
+    assert!(!network.predicted && network.meters[0].requests > 0, "{:?}", network.meters[0]);
+    assert_eq!((network.cycle_us, network.load_ppm), (0, 0));
+    assert_eq!(network.requests_per_1000_secs(), 200 * 1000 * network.meters[0].requests as u64);
+    assert!(plan.buses[0].predicted && plan.buses[0].load_ppm > 0);
 }
 
 #[test]

@@ -7,6 +7,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use meter_gateway::{
+    ledger::{FileLedger, Ledger, Options},
+    model::{ClockState, Draft, Utc},
+};
+use serde_json::Map;
 use tempfile::TempDir;
 
 const SITE: &str = r#"
@@ -71,5 +76,32 @@ fn what_a_person_did_is_no_fault_of_the_program() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments}: {said}");
         assert!(said.contains(says), "{arguments}: {said}");
+    }
+}
+
+/// `| head -1`: whoever reads has seen enough.
+#[test]
+fn a_reader_that_has_gone_ends_a_command_without_a_word() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("gateway.toml"), SITE.replace("DATA", "data")).unwrap();
+    let (ledger, _) = FileLedger::open(&dir.path().join("data"), Options::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let draft = Draft::change("test", Map::new(), Utc::UNIX_EPOCH, ClockState::Synced);
+    runtime.block_on(ledger.append(vec![draft; 1000])).unwrap();
+    ledger.close();
+    drop(ledger);
+    for arguments in ["ledger export", "ledger verify", "readings", "readings --format csv", "profile list"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_meter-gateway"))
+            .args(arguments.split(' '))
+            .args(["-c", "gateway.toml"])
+            .current_dir(dir.path())
+            .env_remove("METER_GATEWAY_CONFIG")
+            .stdout(writer)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.contains("error")), (Some(0), false), "{arguments}: {said}");
     }
 }

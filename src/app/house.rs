@@ -19,6 +19,7 @@ use super::{
     buses::{Buses, start_buses},
     changes::{Changes, Takes},
     descriptors,
+    pace::MeasuredPace,
     past::{LAST_RECORDS, configuration, incident_drafts, record, tell_of_the_past},
     publisher::{PUBLISHER_INBOX, Publisher},
 };
@@ -72,6 +73,7 @@ pub struct House {
     timekeeping: JoinHandle<()>,
     down: watch::Sender<bool>,
     progress: HashMap<BusId, (u64, Instant)>,
+    pace: MeasuredPace,
     /// Incidents of the ledger that are on record.
     told: usize,
 }
@@ -114,6 +116,7 @@ impl House {
         });
         descriptors::check(&telemetry, &settings);
         let handed = Arc::default();
+        let pace = MeasuredPace::new(&settings);
         let buses = start_buses(&settings, &telemetry, &console, &outside.ports, &readings, &handed);
         let (down, ends) = watch::channel(false);
         start_manifests(&telemetry, ends);
@@ -132,6 +135,7 @@ impl House {
             timekeeping,
             down,
             progress: HashMap::new(),
+            pace,
             told,
         }
     }
@@ -192,7 +196,9 @@ impl House {
 
     fn illness(&mut self) -> Option<String> {
         let mut reasons = Vec::new();
-        for (id, health) in self.telemetry.bus_health() {
+        let buses = self.telemetry.bus_health();
+        self.telemetry.warn("bus_too_slow", self.pace.look(&buses, Instant::now()));
+        for (id, health) in buses {
             let seen = self.progress.entry(id.clone()).or_insert((health.progress, Instant::now()));
             if seen.0 != health.progress {
                 *seen = (health.progress, Instant::now());
@@ -223,6 +229,7 @@ impl House {
         self.buses.stop().await;
         *lock(&self.telemetry.settings) = Arc::clone(&settings);
         self.progress.clear();
+        self.pace = MeasuredPace::new(&settings);
         let (telemetry, console, ports) = (&self.telemetry, &self.console, &self.outside.ports);
         descriptors::check(telemetry, &settings);
         self.buses = start_buses(&settings, telemetry, console, ports, &self.readings, &self.handed);

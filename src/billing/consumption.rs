@@ -18,6 +18,9 @@ pub struct Seen<'a> {
     pub reading: &'a Reading,
     /// What the display showed.
     pub value: Dec,
+    /// Up to where the register is believed to have counted: for a rounding, the value before it. It never falls by one, so that
+    /// days add up to the whole.
+    counted: Dec,
     /// CT × PT, not applied.
     pub multiplier: Option<Dec>,
     /// The register had fallen and was not believed yet.
@@ -31,8 +34,14 @@ impl<'a> Seen<'a> {
             return None;
         }
         let point = reading.values.get(name)?;
-        let fallen = matches!(said(reading, name), Said::Known(history) if history.fallen.is_some());
-        Some(Seen { seq, reading, value: point.value?, multiplier: point.multiplier, fallen })
+        let value = point.value?;
+        let history = match said(reading, name) {
+            Said::Known(history) => Some(history),
+            Said::Never | Said::Nothing => None,
+        };
+        let fallen = history.is_some_and(|history| history.fallen.is_some());
+        let counted = history.filter(|_| !fallen).map_or(value, |history| history.believed.value);
+        Some(Seen { seq, reading, value, counted, multiplier: point.multiplier, fallen })
     }
 
     /// As a manifest shows it.
@@ -48,7 +57,7 @@ impl<'a> Seen<'a> {
     }
 
     fn last(&self) -> Last {
-        Last { value: self.value, at: self.at() }
+        Last { value: self.counted, at: self.at() }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -98,7 +107,7 @@ pub fn consumption<'a>(seen: &[Seen<'a>], limits: Limits) -> Result<Consumption<
     if rest.iter().any(|seen| seen.multiplier != first.multiplier) {
         return Err("multiplier_changed");
     }
-    let mut walk = Walk { limits, counted: None, highest: first.value, low: None };
+    let mut walk = Walk { limits, counted: None, highest: first.counted, low: None };
     for seen in seen {
         walk.take(*seen)?;
     }
@@ -106,12 +115,7 @@ pub fn consumption<'a>(seen: &[Seen<'a>], limits: Limits) -> Result<Consumption<
         return Err(flag::BACK_STEP);
     }
     match walk.counted {
-        Some(counted) if counted.first.seq != counted.last.seq => {
-            // By a rounding; a consumption is never below 0.
-            let sum =
-                if counted.sum.is_negative() { counted.sum.minus(counted.sum) } else { Some(counted.sum) };
-            Ok(Consumption { sum: sum.ok_or("too_large")?, ..counted })
-        }
+        Some(counted) if counted.first.seq != counted.last.seq => Ok(counted),
         _ => Err("one_value"),
     }
 }
@@ -120,23 +124,20 @@ impl<'a> Walk<'a> {
     fn take(&mut self, seen: Seen<'a>) -> Result<(), &'static str> {
         let Some(counted) = self.counted else { return self.begin(seen) };
         let too_large = || "too_large";
-        let risen = seen.value.minus(counted.last.value).ok_or_else(too_large)?;
-        let below = self.highest.minus(seen.value).ok_or_else(too_large)?;
+        let risen = seen.counted.minus(counted.last.counted).ok_or_else(too_large)?;
+        let below = self.highest.minus(seen.counted).ok_or_else(too_large)?;
         if below <= Dec::ZERO {
             self.end_fall(seen)?;
-            self.highest = seen.value;
+            self.highest = seen.counted;
             return self.count(risen, seen);
         }
         if let (true, Some(risen)) =
-            (seen.has(flag::ROLLOVER), self.limits.over_the_top(counted.last.value, seen.value))
+            (seen.has(flag::ROLLOVER), self.limits.over_the_top(counted.last.counted, seen.counted))
         {
-            self.highest = seen.value;
+            self.highest = seen.counted;
             self.count(risen, seen)?;
             self.counted = self.counted.map(|now| Consumption { rollovers: now.rollovers + 1, ..now });
             return Ok(());
-        }
-        if self.low.is_none() && self.limits.rounding(self.highest).is_some_and(|most| below <= most) {
-            return self.count(risen, seen);
         }
         self.low = Some(seen);
         Ok(())
@@ -149,7 +150,7 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         self.end_fall(seen)?;
-        self.highest = seen.value;
+        self.highest = seen.counted;
         self.counted = Some(Consumption { first: seen, last: seen, sum: Dec::ZERO, rollovers: 0 });
         Ok(())
     }

@@ -86,7 +86,7 @@ fn a_rounding_costs_nothing_and_a_larger_fall_the_day() {
     for (values, limits, expected) in [
         ("20292.8 20292.7 20292.8 20292.9 20292.8 20292.9", float(), "0.1"),
         ("1000.0258 999.9598 1000.0418 1000.0499", float(), "0.0241"),
-        ("20292.8 20292.9 20292.8", float(), "0.0"),
+        ("20292.8 20292.9 20292.8", float(), "0.1"), // the next day counts from 20292.9
         ("20292.8 20292.7", float(), "0.0"),
         ("20292.8 20293.4 20293.3 20293.2 20293.9", float(), "1.1"),
         ("20292.8 20292.7 20292.6 20292.5 20292.4", float(), "back_step"),
@@ -96,6 +96,20 @@ fn a_rounding_costs_nothing_and_a_larger_fall_the_day() {
         ("100.00 99.97 100.01", hundredths(), "back_step"),
     ] {
         assert_eq!(day(values, limits), expected, "{values}");
+    }
+}
+
+/// Wherever midnight falls between two readings that both days have, what the days come to is what all came to.
+#[test]
+fn days_add_up_to_the_whole_wherever_midnight_falls() {
+    let shown = "20292.8 20292.7 20292.8 20292.9 20292.8 20293.0 20292.9 20292.9 20293.1 20293.0";
+    let all = readings(shown, float());
+    let sum = |part: &[(Seq, Reading)]| -> Dec { dec(&says(part, float())) };
+    assert_eq!(sum(&all), dec("0.3"));
+    for midnight in 1..all.len() - 1 {
+        let (before, after) = (sum(&all[..=midnight]), sum(&all[midnight..]));
+        assert_eq!(before.plus(after), Some(dec("0.3")), "{before} and {after} at {midnight}");
+        assert!(!before.is_negative() && !after.is_negative());
     }
 }
 
@@ -137,7 +151,7 @@ fn a_day_that_begins_in_a_fall_counts_from_where_the_register_is_back() {
         ("40482.80 0 0 0 0", 2, "back_step"),
         ("40482.80 0 1 2 3 4 5 6 7 8 9 10", 3, "back_step"),
         ("40482.80 0 1 2 3 4 5 6 7 8 9 10", 9, "2"), // believed again from 8 on
-        ("20292.80 20292.79 20292.90", 1, "0.11"),
+        ("20292.80 20292.79 20292.90", 1, "0.10"),   // the day before came to 20292.80
     ] {
         let all = readings(values, hundredths());
         assert_eq!(says(&all[skip..], hundredths()), expected, "{values} from {skip}");

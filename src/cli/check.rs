@@ -45,20 +45,32 @@ fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
         settings.buses.len()
     );
     for bus in &plan.buses {
-        println!(
-            "\nbus {}: {} meters, {}.{:03} s per cycle, {} % load",
-            bus.bus,
-            bus.meters.len(),
-            bus.cycle().as_secs(),
-            bus.cycle().subsec_millis(),
-            bus.load_percent()
-        );
+        if bus.predicted {
+            println!(
+                "\nbus {}: {} meters, {}.{:03} s per cycle, {} % load",
+                bus.bus,
+                bus.meters.len(),
+                bus.cycle().as_secs(),
+                bus.cycle().subsec_millis(),
+                bus.load_percent()
+            );
+        } else {
+            let requests = bus.requests_per_1000_secs();
+            println!(
+                "\nbus {}: {} meters, {}.{:03} requests per second; what a network takes is measured, not predicted",
+                bus.bus,
+                bus.meters.len(),
+                requests / 1000,
+                requests % 1000
+            );
+        }
         let mut table = super::table(["meter", "requests", "ms", "interval s"]);
         for meter in &bus.meters {
+            let time = if bus.predicted { meter.sweep().as_millis().to_string() } else { "-".to_owned() };
             table.add_row([
                 meter.meter.to_string(),
                 meter.requests.to_string(),
-                meter.sweep().as_millis().to_string(),
+                time,
                 meter.interval_secs.to_string(),
             ]);
         }

@@ -236,9 +236,11 @@ fn is_of_the_place(error: &anyhow::Error) -> bool {
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let kinds =
-        error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::BrokenPipe)
+    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(closed)
+            || matches!(cause.downcast_ref(), Some(LedgerError::Io { error, .. }) if closed(error))
+    })
 }
 
 /// `meter-gateway readings | head`: when whoever reads our output has seen enough, we end without a word. `println!`

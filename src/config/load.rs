@@ -162,7 +162,7 @@ fn check_from(shelf: &dyn Shelf, path: &Path, env: impl IntoIterator<Item = (Str
         (file.clone(), found.map(|found| found.section.whereabouts()).unwrap_or_default())
     };
     let plan = poll_plan::predict_lines(&buses, &meters);
-    poll_plan::overloads(&plan, &buses, &place_of, &findings);
+    poll_plan::overloads(&plan, &place_of, &findings);
     drop(found_buses);
 
     let (faults, warnings) = findings.into_parts();

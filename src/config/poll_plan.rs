@@ -1,5 +1,8 @@
 //! What a configuration asks of each line: requests, predicted time, load. A prediction from wire times and the
 //! meters' usual turnaround; nothing is measured here. Integers only: load is in millionths (100 % = 1 000 000).
+//!
+//! Of a network peer nothing is predicted: its characters take no time, and how long it thinks is measured while it is polled
+//! (`app/pace.rs`).
 
 use std::time::Duration;
 
@@ -9,7 +12,7 @@ use super::{Bus, Fault, Link, Meter, Settings, fault::Findings};
 use crate::{
     model::{BusId, MeterId},
     profile,
-    protocol::RETUNE_GUARD,
+    protocol::{Pace, RETUNE_GUARD},
 };
 
 /// A line that is busy all the time.
@@ -29,10 +32,12 @@ pub struct BusPlan {
     pub bus: BusId,
     /// Its meters, in the order of the configuration.
     pub meters: Vec<MeterPlan>,
-    /// Microseconds in which every meter has been asked once.
+    /// Whether times are predicted: not where a network peer answers.
+    pub predicted: bool,
+    /// Microseconds in which every meter has been asked once; 0 where that is not predicted.
     pub cycle_us: u64,
     /// Share of time in which the line is busy, in millionths. Meters with interval 0 take what is left, and
-    /// do not count.
+    /// do not count. 0 where it is not predicted.
     pub load_ppm: u64,
 }
 
@@ -43,13 +48,19 @@ pub struct MeterPlan {
     pub meter: MeterId,
     /// Requests in one sweep.
     pub requests: usize,
-    /// Microseconds of one sweep, without repetitions.
+    /// Microseconds of one sweep, without repetitions; 0 where that is not predicted.
     pub sweep_us: u64,
     /// Seconds between sweeps; 0 = as fast as the bus allows.
     pub interval_secs: u32,
 }
 
 impl BusPlan {
+    /// Requests that keep every interval, in a thousand seconds. Meters with interval 0 do not count.
+    pub fn requests_per_1000_secs(&self) -> u64 {
+        let timed = self.meters.iter().filter(|meter| meter.interval_secs > 0);
+        timed.map(|meter| meter.requests as u64 * 1000 / u64::from(meter.interval_secs)).sum()
+    }
+
     /// Predicted time in which every meter has been asked once.
     pub fn cycle(&self) -> Duration {
         Duration::from_micros(self.cycle_us)
@@ -97,16 +108,21 @@ fn predict_bus(bus: &Bus, meters: &[Meter]) -> BusPlan {
         .filter(|meter| meter.interval_secs > 0)
         .map(|meter| meter.sweep_us.div_ceil(u64::from(meter.interval_secs)))
         .sum();
-    BusPlan { bus: bus.id.clone(), meters, cycle_us, load_ppm }
+    let predicted = bus.link.pace() != Pace::Network;
+    BusPlan { bus: bus.id.clone(), meters, predicted, cycle_us, load_ppm }
 }
 
 fn predict_meter(meter: &Meter, link: &Link) -> MeterPlan {
     let pace = meter.pace(link);
     let points: Vec<usize> = (0..meter.profile.points.len()).collect();
     let planned = profile::plan(&meter.profile, &points, &pace);
-    let sweep: Duration = planned.iter().map(|request| request.time(&meter.profile, &pace)).sum();
     // The line is set up for this meter, and for another one afterwards: silence before and after each time.
-    let sweep = if meter.wire.is_some() { sweep + RETUNE_GUARD * 4 } else { sweep };
+    let retuned = if meter.wire.is_some() { RETUNE_GUARD * 4 } else { Duration::ZERO };
+    let requests = planned.iter().map(|request| request.time(&meter.profile, &pace));
+    let sweep: Duration = match pace {
+        Pace::Serial(_) => requests.sum::<Duration>() + retuned,
+        Pace::Network => Duration::ZERO,
+    };
     MeterPlan {
         meter: meter.id.clone(),
         requests: planned.len(),
@@ -116,13 +132,8 @@ fn predict_meter(meter: &Meter, link: &Link) -> MeterPlan {
 }
 
 /// A fault for every line that cannot keep its intervals. `place_of` tells where a bus stands.
-pub(super) fn overloads(
-    plan: &PollPlan,
-    buses: &[Bus],
-    place_of: &dyn Fn(&BusId) -> (String, String),
-    findings: &Findings,
-) {
-    for (bus, line) in plan.buses.iter().zip(buses).filter(|(bus, _)| bus.is_overloaded()) {
+pub(super) fn overloads(plan: &PollPlan, place_of: &dyn Fn(&BusId) -> (String, String), findings: &Findings) {
+    for bus in plan.buses.iter().filter(|bus| bus.is_overloaded()) {
         let (file, place) = place_of(&bus.bus);
         let timed: Vec<&MeterPlan> = bus.meters.iter().filter(|meter| meter.interval_secs > 0).collect();
         let busy_us: u64 = timed.iter().map(|meter| meter.sweep_us).sum();
@@ -134,11 +145,7 @@ pub(super) fn overloads(
         );
         // No interval below a whole cycle can be kept by all of them.
         let enough = busy_us.div_ceil(FULL_PPM);
-        let faster = match line.link {
-            Link::Tcp { .. } => "",
-            Link::Serial { .. } | Link::SerialOverTcp { .. } => ", raise baud",
-        };
-        let hint = format!("raise interval_secs ({enough} s for all would do){faster}, or split the bus");
+        let hint = format!("raise interval_secs ({enough} s for all would do), raise baud, or split the bus");
         findings.add(Fault { file, place, message, hint: Some(hint) });
     }
 }
