@@ -188,6 +188,73 @@ async fn billing_has_what_the_meters_showed() {
     assert!(line.shortest_silence().unwrap() >= Duration::from_micros(3645), "{:?}", line.shortest_silence());
 }
 
+/// Modbus RTU at 9600 8N1 and DL/T 645-2007 at 2400 8E1 on one pair of wires: the line is set up anew between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_pair_of_wires_carries_two_protocols_at_two_speeds() {
+    const INTERVAL: u32 = 20;
+    const TYPE: &str = "dlt645-2007-three-phase";
+    let broker = Mosquitto::open();
+    let mut gateway = Gateway::configured(broker.port, INTERVAL, "");
+    let mut rest = String::new();
+    serial(&mut rest, "north", &gateway);
+    // Both have 1 as their address, each in its own protocol.
+    for (id, address, profile) in [
+        ("M-1", "1", "eastron-sdm120"),
+        ("D-1", "000000000001", TYPE),
+        ("M-2", "2", "acrel-dtsd1352"),
+        ("D-2", "202107300049", TYPE),
+        ("D-3", "181226034194", TYPE),
+    ] {
+        writeln!(
+            rest,
+            "[[meter]]\nid = \"{id}\"\nbus = \"north\"\naddress = \"{address}\"\nprofile = \"{profile}\""
+        )
+        .unwrap();
+        if profile == TYPE {
+            rest.push_str("baud = 2400\nparity = \"even\"\nserial = \"002241020208\"\n");
+        }
+    }
+    gateway.configure(broker.port, INTERVAL, &rest);
+    let mut site = site(&gateway);
+    site.with_meter("D-2", |meter| {
+        let station = meter.station().unwrap();
+        station.set_wake_up(0);
+        station.set_most(8); // a block takes two frames more
+    });
+    site.with_meter("D-3", |meter| {
+        let station = meter.station().unwrap();
+        station.set_wake_up(13);
+        for block in ["0201FF00", "0202FF00"] {
+            station.set_data(block.parse().unwrap(), None);
+        }
+    });
+    let mut billing = Consumer::start(broker.port, "metering/v1/#", None).await;
+    gateway.start();
+
+    let mut accounts = Accounts::default();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    while seen.len() < 5 || seen.values().any(|slots| *slots < 2) {
+        let known = accounts.last();
+        accounts.until(known + 1, &mut billing).await;
+        let new: Vec<Value> =
+            accounts.values().filter(|record| record["seq"].as_u64().unwrap() > known).collect();
+        for record in new {
+            let Some(reading) = reading(&record) else { continue };
+            assert_eq!((reading.origin, reading.verdict), (Origin::Measured, Verdict::Good), "{record}");
+            let points = site.with_meter(reading.meter.as_str(), |meter| {
+                assert_shown(meter, &reading);
+                meter.profile().points.len()
+            });
+            assert_eq!(Some(reading.values.len()), points, "every point of the profile");
+            assert!(reading.values.values().all(|value| value.value.is_some()), "{record}");
+            *seen.entry(reading.meter.to_string()).or_default() += 1;
+        }
+    }
+    let (status, _) = gateway.terminate();
+    assert!(status.success());
+    assert_eq!(site.line("north").unwrap().collisions(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_dies_every_record_arrives_in_order() {
     let mut broker = Mosquitto::open();

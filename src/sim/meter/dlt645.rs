@@ -85,9 +85,10 @@ impl Station {
                 self.rest = None;
                 match self.data(display, address, identifier, now) {
                     Some(data) => {
-                        let (more, data) = self.part(identifier, data);
                         let length = u8::try_from(data.len()).ok()?;
+                        // What follows is of this moment too.
                         let shown = (Read::data(identifier, length), data.clone());
+                        let (more, data) = self.part(identifier, data);
                         (more, [&[a, b, c, d], &data[..]].concat(), Some(shown))
                     }
                     None => (REFUSED, vec![NO_DATA], None),
