@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    bus::{AskKind, Judge, Judgement, Purpose, Skipped, Sweep, readings},
+    bus::{AskKind, Class, Judge, Judgement, Skipped, Surprise, Sweep, Ticket, readings},
     clock::Clock,
     config::Meter,
     ledger::{LedgerError, SharedLedger},
@@ -45,13 +45,15 @@ struct Known {
     meter: Meter,
     histories: Histories,
     serial_seen: Option<String>,
-    /// The first look, while the second is taken.
-    first: Option<Draught>,
+    /// What surprised, while it is read again: the slot's, and those of demands by their tickets.
+    first: BTreeMap<Option<Ticket>, Draught>,
 }
 
 /// A reading that is not final yet.
 struct Draught {
     reading: Reading,
+    /// Whether it is recorded.
+    keep: bool,
     /// When each point's bytes arrived.
     times: BTreeMap<PointName, Utc>,
     /// What the rules say of each register that has a value.
@@ -72,7 +74,7 @@ impl BusJudge {
             .into_iter()
             .map(|meter| {
                 let histories = history::recall(&meter, ledger);
-                Known { histories, meter, serial_seen: None, first: None }
+                Known { histories, meter, serial_seen: None, first: BTreeMap::new() }
             })
             .collect();
         BusJudge { meters, clock }
@@ -83,27 +85,24 @@ impl Judge for BusJudge {
     fn judge(&mut self, sweep: Sweep) -> Judgement {
         let clock = self.clock.state();
         let Some(known) = self.meters.get_mut(sweep.meter) else {
-            // The cycle and the judge are built from the same list.
-            return Judgement::Again(Vec::new());
+            // The schedule and the judge are built from the same list.
+            let Sweep { meter, ticket, keep, .. } = sweep;
+            return Judgement::Again(Surprise { meter, ticket, keep, points: Vec::new() });
         };
-        match (sweep.purpose, known.first.take()) {
-            (Purpose::Again, Some(first)) => {
-                let second = known.look(&sweep, clock);
-                Judgement::Done(Box::new(known.compare(first, &second)))
-            }
-            (purpose, waiting) => {
-                // Only the second look ends a first one; a demand in between leaves it waiting.
-                known.first = waiting;
-                let draught = known.look(&sweep, clock);
-                let surprises = draught.surprises();
-                if purpose == Purpose::Slot && !surprises.is_empty() {
-                    let points = known.points_of(surprises.iter());
-                    known.first = Some(draught);
-                    return Judgement::Again(points);
-                }
-                Judgement::Done(Box::new(known.conclude(draught, purpose)))
-            }
+        let draught = known.look(&sweep, clock);
+        if sweep.class == Class::Confirmation
+            && let Some(first) = known.first.remove(&sweep.ticket)
+        {
+            return Judgement::Done(Box::new(known.compare(first, &draught)));
         }
+        let surprises = draught.surprises();
+        if sweep.class != Class::Confirmation && !surprises.is_empty() {
+            let Sweep { meter, ticket, keep, .. } = sweep;
+            let points = known.points_of(surprises.iter());
+            known.first.insert(ticket, draught);
+            return Judgement::Again(Surprise { meter, ticket, keep, points });
+        }
+        Judgement::Done(Box::new(known.conclude(draught)))
     }
 }
 
@@ -166,7 +165,8 @@ impl Known {
             .find_map(|point| times.get(&point.name).copied());
         let taken_at = register_time.or(last_reply);
         let tolerance = validate::tolerance_secs(self.meter.interval_secs, self.meter.off_schedule_secs);
-        if let (Some(taken_at), Purpose::Slot) = (taken_at, sweep.purpose)
+        if let Some(taken_at) = taken_at
+            && sweep.class == Class::Slot
             && validate::is_off_schedule(sweep.scheduled_at, taken_at, tolerance)
         {
             flags.insert(flag::OFF_SCHEDULE.to_owned());
@@ -190,7 +190,7 @@ impl Known {
             values,
             evidence,
         };
-        Draught { reading, times, findings }
+        Draught { reading, keep: sweep.keep, times, findings }
     }
 
     fn value_of(&self, point: &Point, bytes: &[u8]) -> PointValue {
@@ -305,7 +305,7 @@ impl Known {
             }
             result.reading.evidence.insert(name.to_string(), evidence.into());
         }
-        self.conclude(result, Purpose::Again)
+        self.conclude(result)
     }
 
     /// What a rule that fired rests on.
@@ -319,9 +319,9 @@ impl Known {
         ])
     }
 
-    /// Makes a reading final. A demanded one leaves no trace in the history.
-    fn conclude(&mut self, mut draught: Draught, purpose: Purpose) -> Reading {
-        let kept = matches!(purpose, Purpose::Slot | Purpose::Again);
+    /// Makes a reading final. One that is not recorded leaves no trace in the history.
+    fn conclude(&mut self, mut draught: Draught) -> Reading {
+        let kept = draught.keep;
         for (name, finding) in &draught.findings {
             let plain = finding.after.is_none_or(History::is_plain);
             let mut evidence = Map::new();

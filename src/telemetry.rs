@@ -249,6 +249,10 @@ fn meter_json(meter: &MeterHealth, bus: &BusHealth) -> Value {
         "backed_off": meter.backed_off,
         "slowest_ms": millis(meter.slowest),
         "late_ms": meter.late.map(millis),
+        "reply_ms": meter.patience.usual().map(millis),
+        "timeout_ms": millis(meter.patience.timeout()),
+        "timeout_limit_ms": millis(meter.patience.limit()),
+        "near_timeout": meter.patience.is_near_limit(),
         "slot": slot.map(|slot| json!({
             "scheduled_at": rfc3339(slot.scheduled_at),
             "taken_at": slot.taken_at.map(rfc3339),

@@ -10,7 +10,7 @@ use std::{fs, sync::Arc, time::Duration};
 use days::{Hands, all_due, fixed, manifests, utc};
 use meter_gateway::{
     billing::Keeper,
-    bus::{Ask, AskKind, Asked, Judge, Judgement, Purpose, Sweep},
+    bus::{Ask, AskKind, Asked, Class, Judge, Judgement, Sweep},
     config::{self, Settings},
     ledger::{MemoryLedger, SharedLedger},
     model::{Draft, Reading},
@@ -60,15 +60,15 @@ fn slot(settings: &Settings, ledger: &SharedLedger, clock: &Arc<Hands>, answer: 
     let mut judge = BusJudge::new(settings.meters.clone(), ledger, Arc::clone(clock) as _);
     let now = meter_gateway::clock::Clock::wall(&**clock);
     let planned = profile::plan(&settings.meters[0].profile, &[0], &Pace::Network).remove(0);
-    let sweep = |purpose| {
+    let sweep = |class| {
         let payload = Payload::Words(answer.to_vec());
         let outcome = Outcome::Answered { payload, at: now, elapsed: Duration::ZERO };
         let asked = Asked { ask: Ask { planned: planned.clone(), kind: AskKind::Points }, outcome };
-        Sweep { meter: 0, scheduled_at: now, purpose, asked: vec![asked], skipped: None }
+        Sweep { class, asked: vec![asked], ..Sweep::of_slot(0, now) }
     };
-    let reading = match judge.judge(sweep(Purpose::Slot)) {
+    let reading = match judge.judge(sweep(Class::Slot)) {
         Judgement::Done(reading) => reading,
-        Judgement::Again(_) => match judge.judge(sweep(Purpose::Again)) {
+        Judgement::Again(_) => match judge.judge(sweep(Class::Confirmation)) {
             Judgement::Done(reading) => reading,
             Judgement::Again(_) => panic!("a third read"),
         },

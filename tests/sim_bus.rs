@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use meter_gateway::{
     app::meter_plan,
     bus::{
-        BusHealth, BusTask, Cycle, DemandRequest, Now, RealPorts, SerialPort,
+        BusHealth, BusTask, DemandRequest, Now, RealPorts, Schedule, SerialPort,
         readings::{self, READINGS_BYTES},
     },
     clock::{Clock, SystemClock},
@@ -145,7 +145,7 @@ impl Bench {
             meter_plan(meter, &bus, slots)
         });
         let task = BusTask {
-            cycle: Cycle::new(plans.collect(), now),
+            schedule: Schedule::new(plans.collect(), now),
             judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
             bus,
             clock,
@@ -647,7 +647,7 @@ async fn a_demand_is_served_between_sweeps_and_leaves_no_record() {
     let mut bench = Bench::start(serial(line.path(), FAST), both);
     bench.readings_of(1, 1).await;
     let (reply, answer) = oneshot::channel();
-    let request = DemandRequest { meter: name_of(2).parse().unwrap(), reply };
+    let request = DemandRequest { meter: name_of(2).parse().unwrap(), keep: false, reply };
     bench.demands.send(request).await.unwrap();
     let reading = timeout(PATIENCE, answer).await.unwrap().unwrap();
     assert_eq!((reading.meter.as_str(), told(&reading)), ("M2", 3));

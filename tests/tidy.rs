@@ -160,7 +160,7 @@ const CORE: &[&str] = &[
     "src/protocol/",
     "src/profile/",
     "src/validate/",
-    "src/bus/cycle",
+    "src/bus/schedule",
     "src/billing/consumption.rs",
     "src/billing/day.rs",
     "src/billing/manifest.rs",

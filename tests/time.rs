@@ -1,4 +1,4 @@
-//! The calendar and the clock against the production cycle, clock and ledger, with time that moves only when told:
+//! The calendar and the clock against the production schedule, clock and ledger, with time that moves only when told:
 //! no slot is lost, none has two records, polling never stops, and what was wrong can be set right afterwards.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
@@ -11,7 +11,7 @@ use std::{
 
 use chrono::TimeDelta;
 use meter_gateway::{
-    bus::{Action, Cycle, MeterPlan, Now},
+    bus::{Action, MeterPlan, Now, Schedule},
     clock::{Clock, PATIENCE, SimulatedClock},
     ledger::{MemoryLedger, SharedLedger},
     model::{ClockState, Draft, Medium, MeterId, Origin, Reading, Slots, Utc, Verdict},
@@ -35,11 +35,11 @@ fn meter(number: usize) -> MeterId {
     format!("M{number}").parse().unwrap()
 }
 
-/// A gateway with one bus of meters that answer, without its tasks: clock, cycle, ledger, and who tells of the clock.
+/// A gateway with one bus of meters that answer, without its tasks: clock, schedule, ledger, and who tells of the clock.
 struct World {
     clock: Arc<SimulatedClock>,
     ledger: SharedLedger,
-    cycle: Cycle,
+    schedule: Schedule,
     teller: TimeTeller,
     zone: chrono_tz::Tz,
     /// Monotonic moments of the stored readings of the first meter.
@@ -57,15 +57,15 @@ impl World {
         let clock = Arc::new(SimulatedClock::starting_at(utc(at), state));
         let zone = zone.parse().unwrap();
         let teller = TimeTeller::new(Arc::clone(&clock) as _, Arc::clone(&ledger));
-        let cycle = cycle(&ledger, zone, Now { instant: Instant::now(), wall: clock.wall() });
-        World { clock, ledger, cycle, teller, zone, stored: Vec::new() }
+        let schedule = schedule(&ledger, zone, Now { instant: Instant::now(), wall: clock.wall() });
+        World { clock, ledger, schedule, teller, zone, stored: Vec::new() }
     }
 
     async fn run(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
             let now = Now { instant: Instant::now(), wall: self.clock.wall() };
-            match self.cycle.poll_action(now) {
+            match self.schedule.poll_action(now) {
                 Action::Exchange(exchange) => {
                     advance(Duration::from_millis(50)).await;
                     let read = exchange.query.question.modbus().unwrap();
@@ -73,11 +73,11 @@ impl World {
                     let outcome =
                         Outcome::Answered { payload, at: self.clock.wall(), elapsed: Duration::ZERO };
                     let now = Now { instant: Instant::now(), wall: self.clock.wall() };
-                    self.cycle.handle_outcome(&outcome, now);
+                    self.schedule.handle_outcome(&outcome, now);
                 }
                 Action::Wait(time) => advance(time.max(Duration::from_millis(1))).await,
             }
-            while let Some(sweep) = self.cycle.poll_sweep() {
+            while let Some(sweep) = self.schedule.poll_sweep() {
                 let answered = !sweep.asked.is_empty();
                 let reading = Reading {
                     meter: meter(sweep.meter),
@@ -158,7 +158,7 @@ fn time(record: &Value, field: &str) -> Utc {
     record[field].as_str().unwrap().parse().unwrap()
 }
 
-fn cycle(ledger: &SharedLedger, zone: chrono_tz::Tz, now: Now) -> Cycle {
+fn schedule(ledger: &SharedLedger, zone: chrono_tz::Tz, now: Now) -> Schedule {
     let profile = Catalogue::builtin().get("eastron-sdm120").unwrap();
     let points: Vec<usize> = (0..profile.points.len()).collect();
     let plans = (0..METERS).map(|number| MeterPlan {
@@ -174,7 +174,7 @@ fn cycle(ledger: &SharedLedger, zone: chrono_tz::Tz, now: Now) -> Cycle {
         first_slot: None,
     });
     let latest: Vec<Option<Utc>> = (0..METERS).map(|number| highest_slot(ledger, &meter(number))).collect();
-    Cycle::new(plans.collect(), now).recalling(&latest, ledger.head().borrow().seq)
+    Schedule::new(plans.collect(), now).recalling(&latest, ledger.head().borrow().seq)
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use std::{
 use meter_gateway::{
     app::meter_plan,
     bus::{
-        BusHealth, BusTask, Cycle, DemandRequest, Now,
+        BusHealth, BusTask, DemandRequest, Now, Schedule,
         readings::{self, READINGS_BYTES},
     },
     clock::{Clock, SystemClock},
@@ -131,7 +131,7 @@ async fn through_the_task(
     let plans: Vec<_> = meters.iter().map(|meter| meter_plan(meter, &bus, None)).collect();
     let requests = plans[0].requests.clone();
     let task = BusTask {
-        cycle: Cycle::new(plans, now),
+        schedule: Schedule::new(plans, now),
         judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
         bus,
         clock,

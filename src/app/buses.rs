@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    bus::{BusHealth, BusTask, Cycle, DemandRequest, Handed, MeterPlan, Now, Ports, readings},
+    bus::{BusHealth, BusTask, DemandRequest, Handed, MeterPlan, Now, Ports, Schedule, readings},
     config::{Bus, Meter, Settings},
     console::Console,
     ledger::SharedLedger,
@@ -132,7 +132,7 @@ impl Keeper {
         let repetition = ledger.head().borrow().seq;
         BusTask {
             bus: self.bus.clone(),
-            cycle: Cycle::new(plans, now).recalling(&latest, repetition),
+            schedule: Schedule::new(plans, now).recalling(&latest, repetition),
             judge: Box::new(BusJudge::new(meters, &ledger, Arc::clone(&clock))),
             clock,
             ports: Arc::clone(&self.ports),

@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::cycle::Now;
+use super::schedule::Now;
 use crate::model::{MeterId, Slots, Utc, stepped};
 
 /// By meter; one entry for each that is configured with an interval.

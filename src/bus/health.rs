@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::line::Trace;
+use super::{line::Trace, schedule::Patience};
 use crate::{
     model::{MeterId, Origin, Reading, Utc, Verdict, flag},
     profile::Profile,
@@ -40,7 +40,7 @@ pub struct BusHealth {
 pub struct MeterHealth {
     /// Which.
     pub id: MeterId,
-    /// Last exchange in which it said something, be it a refusal. A request that is held back is no exchange.
+    /// Last exchange that brought what was asked for. A refusal is none, nor is a request that is held back.
     pub last_answer: Option<Utc>,
     /// Sweeps without an answer since.
     pub failures: u64,
@@ -50,6 +50,8 @@ pub struct MeterHealth {
     pub slowest: Duration,
     /// An answer came too late: its delay. The timeout is too short.
     pub late: Option<Duration>,
+    /// How long it is waited for, and its usual time.
+    pub patience: Patience,
     /// How its last slot ended.
     pub slot: Option<EndedSlot>,
     /// When its register was last read in a slot.
@@ -62,7 +64,7 @@ pub struct MeterHealth {
 
 impl MeterHealth {
     /// Nothing is known yet.
-    pub fn new(id: MeterId, next_slot: Option<Utc>) -> MeterHealth {
+    pub fn new(id: MeterId, timeout: Duration, next_slot: Option<Utc>) -> MeterHealth {
         MeterHealth {
             id,
             last_answer: None,
@@ -70,6 +72,7 @@ impl MeterHealth {
             backed_off: false,
             slowest: Duration::ZERO,
             late: None,
+            patience: Patience::new(timeout),
             slot: None,
             last_value: None,
             next_slot,

@@ -2,19 +2,20 @@
 //!
 //! Knows profiles and protocols; does not know what a reading is worth (that is `validate`) nor where it goes.
 
-mod cycle;
 mod handed;
 mod health;
 mod line;
 mod port;
 pub mod readings;
+mod schedule;
 mod task;
 
-pub use cycle::{
-    Action, Ask, AskKind, Asked, Cycle, Demand, Exchange, MeterPlan, Now, Outlook, Purpose, Skipped, Sweep,
-};
 pub use handed::Handed;
 pub use health::{BusHealth, EndedSlot, MeterHealth, NoValue};
 pub use line::{Line, Query, Report, Trace, Traced};
 pub use port::{Port, Ports, RealPorts, SerialPort};
+pub use schedule::{
+    Action, Ask, AskKind, Asked, Class, Exchange, MeterPlan, Now, Outlook, Patience, Request, Schedule,
+    Skipped, Surprise, Sweep, Target, Ticket,
+};
 pub use task::{BusTask, DemandRequest, Judge, Judgement};

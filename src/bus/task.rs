@@ -1,4 +1,4 @@
-//! The loop around the cycle: opens the line, makes the exchanges, hands sweeps to the judge.
+//! The loop around the schedule: opens the line, makes the exchanges, hands sweeps to the judge.
 //!
 //! One task owns one bus; whoever wants something from a meter asks it here.
 
@@ -14,12 +14,12 @@ use tokio::{
 };
 
 use super::{
-    cycle::{Action, Cycle, Demand, Now, Purpose, Sweep},
     handed::Handed,
     health::{BusHealth, EndedSlot, MeterHealth},
     line::Line,
     port::Ports,
     readings,
+    schedule::{Action, Class, Now, Request, Schedule, Surprise, Sweep, Target, Ticket},
 };
 use crate::{
     clock::Clock,
@@ -31,8 +31,8 @@ use crate::{
 /// What a judge makes of a sweep.
 #[derive(Debug)]
 pub enum Judgement {
-    /// Read these points again, at once, before anything is believed.
-    Again(Vec<usize>),
+    /// Read this again, at once, before anything is believed.
+    Again(Surprise),
     /// The reading is final.
     Done(Box<Reading>),
 }
@@ -47,9 +47,14 @@ pub trait Judge: Send {
 pub struct DemandRequest {
     /// Which.
     pub meter: MeterId,
+    /// Whether the reading is recorded too.
+    pub keep: bool,
     /// Gets the reading; dropped when the bus cannot serve it.
     pub reply: oneshot::Sender<Reading>,
 }
+
+/// Who waits for which request.
+type Waiting = HashMap<Ticket, Vec<oneshot::Sender<Reading>>>;
 
 /// First pause before a lost line is opened again; it doubles up to [`LONGEST_REOPEN`].
 const FIRST_REOPEN: Duration = Duration::from_secs(1);
@@ -64,7 +69,7 @@ pub struct BusTask {
     /// Its settings.
     pub bus: Bus,
     /// Who is next.
-    pub cycle: Cycle,
+    pub schedule: Schedule,
     /// What a sweep is worth.
     pub judge: Box<dyn Judge>,
     /// Time.
@@ -90,13 +95,14 @@ impl BusTask {
         let mut up = false;
         let mut reopen_at = Instant::now();
         let mut pause = FIRST_REOPEN;
-        let mut waiting: HashMap<u64, oneshot::Sender<Reading>> = HashMap::new();
-        let mut number = 0;
+        let mut waiting = Waiting::new();
         {
             let now = self.now();
-            let next = |meter| self.cycle.outlook(meter, now).next_slot;
-            let plans = self.cycle.plans().enumerate();
-            let meters = plans.map(|(meter, plan)| MeterHealth::new(plan.id.clone(), next(meter))).collect();
+            let next = |meter| self.schedule.outlook(meter, now).next_slot;
+            let plans = self.schedule.plans().enumerate();
+            let meters = plans
+                .map(|(meter, plan)| MeterHealth::new(plan.id.clone(), plan.timeout, next(meter)))
+                .collect();
             self.tell(|health| health.meters = meters);
         }
         while !*self.shutdown.borrow() {
@@ -114,13 +120,14 @@ impl BusTask {
                     }
                 }
             }
-            self.cycle.set_line_up(up);
-            match self.cycle.poll_action(self.now()) {
+            self.schedule.set_line_up(up);
+            self.drop_unwanted(&mut waiting);
+            match self.schedule.poll_action(self.now()) {
                 Action::Exchange(exchange) => {
                     let began = Instant::now();
                     let outcome = line.exchange(&exchange.query).await;
                     self.note_exchange(exchange.meter, &outcome, began.elapsed());
-                    self.take_report(&mut line, Some(exchange.meter));
+                    self.take_report(&mut line, exchange.meter);
                     pause = FIRST_REOPEN;
                     if let Outcome::LineDown { detail } = &outcome {
                         self.note_down(detail);
@@ -128,9 +135,9 @@ impl BusTask {
                         reopen_at = Instant::now() + pause;
                     }
                     let now = self.now();
-                    self.cycle.handle_outcome(&outcome, now);
+                    self.schedule.handle_outcome(&outcome, now);
                     while let Ok(request) = self.demands.try_recv() {
-                        self.take_demand(request, &mut number, &mut waiting);
+                        self.take_demand(request, &mut waiting);
                     }
                 }
                 Action::Wait(time) => {
@@ -141,7 +148,7 @@ impl BusTask {
                         changed = self.shutdown.changed() => if changed.is_err() {
                             return; // whoever could end this is gone
                         },
-                        Some(request) = self.demands.recv() => self.take_demand(request, &mut number, &mut waiting),
+                        Some(request) = self.demands.recv() => self.take_demand(request, &mut waiting),
                         ended = line.idle(), if up => if let Err(error) = ended {
                             self.note_down(&error.to_string());
                             up = false;
@@ -152,7 +159,7 @@ impl BusTask {
                     self.take_report(&mut line, None);
                 }
             }
-            while let Some(sweep) = self.cycle.poll_sweep() {
+            while let Some(sweep) = self.schedule.poll_sweep() {
                 if !self.hand_over(sweep, &mut waiting).await {
                     return;
                 }
@@ -163,23 +170,26 @@ impl BusTask {
     /// What happened on the line beside the outcomes, into log and health.
     fn take_report(&mut self, line: &mut Line, asked: Option<usize>) {
         let report = line.take_report();
-        let meter = asked.and_then(|meter| self.cycle.plans().nth(meter)).map(|plan| plan.id.as_str());
+        let meter = asked.and_then(|meter| self.schedule.plans().nth(meter)).map(|plan| plan.id.as_str());
         for frame in &report.frames {
             tracing::trace!(bus = %self.bus.id, meter, mark = %frame.mark, bytes = %frame.hex(), "frame");
         }
         if report.renewed {
             tracing::info!(bus = %self.bus.id, "nothing came for several questions: the connection is made anew");
-            self.cycle.forgive();
+            self.schedule.forgive();
         }
         let late: Vec<(usize, Duration)> = report
             .late
             .iter()
             .filter_map(|(address, late)| {
-                Some((self.cycle.plans().position(|plan| plan.address == *address)?, *late))
+                Some((self.schedule.plans().position(|plan| plan.address == *address)?, *late))
             })
             .collect();
         if report.frames.is_empty() && late.is_empty() {
             return;
+        }
+        for (address, took) in &report.late {
+            self.schedule.note_late(*address, *took);
         }
         self.tell(|health| {
             health.trace.extend(report.frames);
@@ -191,41 +201,51 @@ impl BusTask {
         });
     }
 
-    async fn hand_over(
-        &mut self,
-        sweep: Sweep,
-        waiting: &mut HashMap<u64, oneshot::Sender<Reading>>,
-    ) -> bool {
-        let (meter, purpose) = (sweep.meter, sweep.purpose);
+    /// Gives a sweep to the judge, and what it comes to where it belongs: to whoever asked, to the writer, or both.
+    async fn hand_over(&mut self, sweep: Sweep, waiting: &mut Waiting) -> bool {
+        let Sweep { meter, ticket, keep, .. } = sweep;
         self.note_sweep(&sweep);
         let now = self.now();
-        match self.judge.judge(sweep) {
-            Judgement::Again(points) => {
-                self.cycle.read_again(meter, &points, now);
-                true
+        let reading = match self.judge.judge(sweep) {
+            Judgement::Again(surprise) => {
+                self.schedule.read_again(&surprise, now);
+                return true;
             }
-            Judgement::Done(reading) => match purpose {
-                Purpose::Demand(number) => {
-                    if let Some(reply) = waiting.remove(&number) {
-                        let _ = reply.send(*reading); // whoever asked may have left
-                    }
-                    true
-                }
-                Purpose::Slot | Purpose::Again => {
-                    self.note_slot(meter, &reading, now);
-                    self.wait_for_room(*reading).await
-                }
-            },
+            Judgement::Done(reading) => reading,
+        };
+        if let Some(ticket) = ticket {
+            for reply in waiting.remove(&ticket).into_iter().flatten() {
+                let _ = reply.send(Reading::clone(&reading)); // whoever asked may have left
+            }
+        } else {
+            self.note_slot(meter, &reading, now);
         }
+        !keep || self.wait_for_room(*reading, ticket.is_none()).await
+    }
+
+    /// What nobody waits for any more is not read.
+    fn drop_unwanted(&mut self, waiting: &mut Waiting) {
+        while let Some((ticket, _)) = self.schedule.poll_answer() {
+            waiting.remove(&ticket);
+        }
+        waiting.retain(|ticket, replies| {
+            replies.retain(|reply| !reply.is_closed());
+            if replies.is_empty() {
+                self.schedule.cancel(*ticket);
+            }
+            !replies.is_empty()
+        });
     }
 
     /// Hands a reading to the writer. While its queue is full (a full disk) the reading waits here and this line asks
     /// nobody: that is waiting, not hanging, and is told so. Whether the writer hangs is not judged here.
-    async fn wait_for_room(&mut self, reading: Reading) -> bool {
+    async fn wait_for_room(&mut self, reading: Reading, of_slot: bool) -> bool {
         loop {
             match timeout(STILL_HERE, self.readings.room(&reading)).await {
                 Ok(Ok(room)) => {
-                    self.note_handed(&reading);
+                    if of_slot {
+                        self.note_handed(&reading);
+                    }
                     self.readings.send(reading, room);
                     return true;
                 }
@@ -236,22 +256,18 @@ impl BusTask {
     }
 
     fn note_handed(&self, reading: &Reading) {
-        let slots = self.cycle.plans().find(|plan| plan.id == reading.meter).and_then(|plan| plan.slots);
+        let slots = self.schedule.plans().find(|plan| plan.id == reading.meter).and_then(|plan| plan.slots);
         if let Some(slots) = slots {
             self.handed.note(&reading.meter, slots, reading.scheduled_at, self.now());
         }
     }
 
-    fn take_demand(
-        &mut self,
-        request: DemandRequest,
-        number: &mut u64,
-        waiting: &mut HashMap<u64, oneshot::Sender<Reading>>,
-    ) {
-        let Some(meter) = self.cycle.plans().position(|plan| plan.id == request.meter) else { return };
-        *number += 1;
-        if self.cycle.handle_demand(Demand { meter, number: *number }) {
-            waiting.insert(*number, request.reply);
+    fn take_demand(&mut self, demand: DemandRequest, waiting: &mut Waiting) {
+        let Some(meter) = self.schedule.plans().position(|plan| plan.id == demand.meter) else { return };
+        let (target, class) = (Target::Meter(meter), Class::Demand);
+        let request = Request { target, class, deadline: None, keep: demand.keep };
+        if let Some(ticket) = self.schedule.handle_request(request) {
+            waiting.entry(ticket).or_default().push(demand.reply);
         }
     }
 
@@ -291,20 +307,29 @@ impl BusTask {
         });
     }
 
-    fn note_exchange(&self, meter: usize, outcome: &Outcome, took: Duration) {
-        let id = self.cycle.plans().nth(meter).map(|plan| plan.id.as_str());
+    fn note_exchange(&self, meter: Option<usize>, outcome: &Outcome, took: Duration) {
+        let id = meter.and_then(|meter| self.schedule.plans().nth(meter)).map(|plan| plan.id.as_str());
+        let patience = meter.and_then(|meter| self.schedule.patience(meter));
         tracing::debug!(bus = %self.bus.id, meter = id, ?outcome, elapsed_ms = took.as_millis(), "exchange");
         let at = self.clock.wall();
         self.tell(|health| {
             health.busy += took;
-            let mut known = health.meters.get_mut(meter);
-            if let (Some(known), Outcome::Answered { .. } | Outcome::Refused(_)) = (&mut known, outcome) {
-                known.last_answer = Some(at);
+            let mut known = meter.and_then(|meter| health.meters.get_mut(meter));
+            if let (Some(known), Some(patience)) = (&mut known, patience) {
+                if patience.is_near_limit() && !known.patience.is_near_limit() {
+                    let (usual, limit) = (patience.usual().unwrap_or_default(), patience.limit());
+                    tracing::warn!(
+                        bus = %self.bus.id, meter = %known.id, usual_ms = usual.as_millis(), timeout_ms = limit.as_millis(),
+                        "replies take nearly as long as `timeout_ms` allows: raise it before they are lost"
+                    );
+                }
+                known.patience = patience;
             }
             match outcome {
                 Outcome::Answered { elapsed, .. } => {
                     health.answered += 1;
                     if let Some(known) = &mut known {
+                        known.last_answer = Some(at);
                         known.slowest = known.slowest.max(*elapsed);
                     }
                 }
@@ -317,7 +342,7 @@ impl BusTask {
     }
 
     fn note_sweep(&self, sweep: &Sweep) {
-        let backed_off = self.cycle.is_backed_off(sweep.meter);
+        let backed_off = self.schedule.is_backed_off(sweep.meter);
         let asked = !sweep.asked.is_empty();
         let heard = sweep
             .asked
@@ -345,8 +370,8 @@ impl BusTask {
 
     /// A slot of this meter has ended with this reading.
     fn note_slot(&self, meter: usize, reading: &Reading, now: Now) {
-        let Some(plan) = self.cycle.plans().nth(meter) else { return };
-        let outlook = self.cycle.outlook(meter, now);
+        let Some(plan) = self.schedule.plans().nth(meter) else { return };
+        let outlook = self.schedule.outlook(meter, now);
         self.tell(|health| {
             let Some(known) = health.meters.get_mut(meter) else { return };
             let slot = EndedSlot::of(reading, &plan.profile, known.slot.as_ref());

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{no, target::Target};
 use crate::{
     app::meter_plan,
-    bus::{Action, Cycle, Demand, Judge, Judgement, Line, Now, RealPorts},
+    bus::{self, Action, Class, Judge, Judgement, Line, Now, RealPorts, Request, Schedule},
     clock::{Clock, SystemClock},
     config::Settings,
     ledger::{MemoryLedger, SharedLedger},
@@ -67,22 +67,24 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
         return no(format!("bus `{}`: {error}", bus.id));
     }
     let now = || Now { instant: tokio::time::Instant::now(), wall: clock.wall() };
-    let mut cycle = Cycle::new(vec![meter_plan(&meter, bus, None)], now());
+    let mut schedule = Schedule::new(vec![meter_plan(&meter, bus, None)], now());
     let nothing: SharedLedger = Arc::new(MemoryLedger::new(""));
     let mut judge = BusJudge::new(vec![meter], &nothing, Arc::clone(&clock));
-    cycle.handle_demand(Demand { meter: 0, number: 1 });
+    let target = bus::Target::Meter(0);
+    schedule.handle_request(Request { target, class: Class::Demand, deadline: None, keep: false });
     loop {
-        if let Some(sweep) = cycle.poll_sweep()
-            && let Judgement::Done(reading) = judge.judge(sweep)
-        {
-            return Ok(*reading);
+        if let Some(sweep) = schedule.poll_sweep() {
+            match judge.judge(sweep) {
+                Judgement::Done(reading) => return Ok(*reading),
+                Judgement::Again(surprise) => schedule.read_again(&surprise, now()),
+            }
         }
-        let Action::Exchange(exchange) = cycle.poll_action(now()) else { continue };
+        let Action::Exchange(exchange) = schedule.poll_action(now()) else { continue };
         let outcome = line.exchange(&exchange.query).await;
         if let Outcome::LineDown { detail } = &outcome {
             return no(format!("bus `{}`: {detail}", bus.id));
         }
-        cycle.handle_outcome(&outcome, now());
+        schedule.handle_outcome(&outcome, now());
     }
 }
 

@@ -80,7 +80,7 @@ impl Console {
         let asked = Map::from_iter([("meter".to_owned(), meter.as_str().into())]);
         self.put_on_record(who, "read_now", asked).await?;
         let (reply, answer) = oneshot::channel();
-        place.send(DemandRequest { meter: meter.clone(), reply });
+        place.send(DemandRequest { meter: meter.clone(), keep: false, reply });
         match timeout(READ_PATIENCE, answer).await {
             Ok(Ok(reading)) => Ok(reading),
             Ok(Err(_)) => Err(format!("the bus of meter `{meter}` could not serve the request").into()),

@@ -149,7 +149,7 @@ impl Bench {
     }
 
     /// Asks for these points; the last exchange is the serial number's.
-    fn sweep(&mut self, purpose: Purpose, points: &[usize]) -> Sweep {
+    fn sweep(&mut self, class: Class, points: &[usize]) -> Sweep {
         let asks = profile::plan(&self.profile, points, &Pace::Network);
         let mut asked: Vec<Asked> = asks
             .into_iter()
@@ -159,12 +159,12 @@ impl Bench {
                 Asked { ask: Ask { planned, kind: AskKind::Points }, outcome }
             })
             .collect();
-        if let (Purpose::Slot, Some(question)) = (purpose, profile::serial_question(&self.profile)) {
+        if let (Class::Slot, Some(question)) = (class, profile::serial_question(&self.profile)) {
             let outcome = self.ask(&question);
             let planned = Planned { question, points: Vec::new() };
             asked.push(Asked { ask: Ask { planned, kind: AskKind::Serial }, outcome });
         }
-        Sweep { meter: 0, scheduled_at: self.slot, purpose, asked, skipped: None }
+        Sweep { class, asked, ..Sweep::of_slot(0, self.slot) }
     }
 
     fn ask(&mut self, question: &Question) -> Outcome {
@@ -179,9 +179,9 @@ impl Bench {
         Outcome::Answered { payload: Payload::Words(words), at: self.now, elapsed: Duration::ZERO }
     }
 
-    fn full(&mut self, purpose: Purpose) -> Sweep {
+    fn full(&mut self, class: Class) -> Sweep {
         let all: Vec<usize> = (0..self.profile.points.len()).collect();
-        self.sweep(purpose, &all)
+        self.sweep(class, &all)
     }
 
     fn judge(&mut self, sweep: Sweep) -> Judgement {
@@ -190,7 +190,7 @@ impl Bench {
 
     /// One slot whose reading is final at the first look.
     fn slot(&mut self) -> Reading {
-        let sweep = self.full(Purpose::Slot);
+        let sweep = self.full(Class::Slot);
         let reading = done(self.judge(sweep));
         self.next_slot();
         reading
@@ -204,10 +204,10 @@ impl Bench {
     /// One slot that needs a second look, which shows `second`.
     fn twice(&mut self, first: &str, second: &str) -> Reading {
         self.show(first);
-        let sweep = self.full(Purpose::Slot);
+        let sweep = self.full(Class::Slot);
         let points = again(self.judge(sweep));
         self.show(second);
-        let sweep = self.sweep(Purpose::Again, &points);
+        let sweep = self.sweep(Class::Confirmation, &points);
         let reading = done(self.judge(sweep));
         self.next_slot();
         reading
@@ -221,13 +221,13 @@ fn ledger() -> SharedLedger {
 fn done(judgement: Judgement) -> Reading {
     match judgement {
         Judgement::Done(reading) => *reading,
-        Judgement::Again(points) => panic!("a second look at {points:?} was wanted"),
+        Judgement::Again(again) => panic!("a second look at {again:?} was wanted"),
     }
 }
 
 fn again(judgement: Judgement) -> Vec<usize> {
     match judgement {
-        Judgement::Again(points) => points,
+        Judgement::Again(surprise) => surprise.points,
         Judgement::Done(reading) => panic!("believed at once: {reading:#?}"),
     }
 }
@@ -245,7 +245,7 @@ fn flags(reading: &Reading) -> Vec<&str> {
 }
 
 fn skipped(slot: Utc, why: Skipped) -> Sweep {
-    Sweep { meter: 0, scheduled_at: slot, purpose: Purpose::Slot, asked: Vec::new(), skipped: Some(why) }
+    Sweep { skipped: Some(why), ..Sweep::of_slot(0, slot) }
 }
 
 #[test]
@@ -341,9 +341,9 @@ fn two_looks_that_disagree_are_unconfirmed_and_the_history_stays_as_it_was() {
 fn a_second_look_that_brings_nothing_confirms_nothing() {
     let mut bench = Bench::begun();
     bench.show("5000.00");
-    let sweep = bench.full(Purpose::Slot);
+    let sweep = bench.full(Class::Slot);
     let points = again(bench.judge(sweep));
-    let mut sweep = bench.sweep(Purpose::Again, &points);
+    let mut sweep = bench.sweep(Class::Confirmation, &points);
     for asked in &mut sweep.asked {
         asked.outcome = Outcome::Silent { late: None };
     }
@@ -356,7 +356,7 @@ fn a_second_look_that_brings_nothing_confirms_nothing() {
 fn only_the_register_that_surprised_is_looked_at_again() {
     let mut bench = Bench::begun();
     assert!(bench.twin.set(EXPORT, dec("700")));
-    let sweep = bench.full(Purpose::Slot);
+    let sweep = bench.full(Class::Slot);
     let points = again(bench.judge(sweep));
     let names: Vec<_> = points.iter().map(|point| bench.profile.points[*point].name.to_string()).collect();
     assert_eq!(names, [EXPORT]);
@@ -373,15 +373,22 @@ fn both_registers_can_surprise_at_once() {
 }
 
 #[test]
-fn a_demand_while_a_second_look_is_due_disturbs_neither() {
+fn a_demand_while_a_confirmation_read_is_due_is_confirmed_for_itself_and_disturbs_neither() {
     let mut bench = Bench::begun();
     bench.show("5000.00");
-    let sweep = bench.full(Purpose::Slot);
+    let sweep = bench.full(Class::Slot);
     let points = again(bench.judge(sweep));
-    let demand = bench.full(Purpose::Demand(1));
-    let demanded = done(bench.judge(demand));
-    assert_eq!(flags(&demanded), [flag::TOO_FAST], "told, not believed");
-    let sweep = bench.sweep(Purpose::Again, &points);
+    let of_demand = |class, sweep| Sweep { class, ticket: Some(1), keep: false, ..sweep };
+    let sweep = bench.full(Class::Slot);
+    let demanded = bench.judge(of_demand(Class::Demand, sweep));
+    let Judgement::Again(Surprise { ticket: Some(1), keep: false, points: demanded, .. }) = demanded else {
+        panic!("{demanded:?}")
+    };
+    assert_eq!(demanded, points, "a demanded reading is confirmed like any other");
+    let sweep = bench.sweep(Class::Confirmation, &points);
+    let demanded = done(bench.judge(of_demand(Class::Confirmation, sweep)));
+    assert_eq!(flags(&demanded), [flag::TOO_FAST], "reported, not believed");
+    let sweep = bench.sweep(Class::Confirmation, &points);
     let reading = done(bench.judge(sweep));
     assert_eq!(flags(&reading), [flag::TOO_FAST]);
     assert_eq!(reading.evidence[ENERGY]["previous"]["value"], "1000.00");
@@ -482,7 +489,7 @@ fn one_failed_request_leaves_the_rest_of_the_reading() {
         (Outcome::LineDown { detail: "unplugged".into() }, flag::BUS_DOWN, Some("unplugged")),
     ] {
         let mut bench = Bench::begun();
-        let mut sweep = bench.full(Purpose::Slot);
+        let mut sweep = bench.full(Class::Slot);
         sweep.asked[1].outcome = outcome;
         let reading = done(bench.judge(sweep));
         assert_eq!((reading.origin, reading.verdict), (Origin::Measured, Verdict::Suspect));

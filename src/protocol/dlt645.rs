@@ -415,7 +415,8 @@ pub fn refusal(word: u8) -> Refusal {
         _ if word & NOT_ALLOWED != 0 => "wrong password or not allowed, and more",
         _ => "several errors",
     };
-    Refusal { code: word, text, transient: word & (NO_DATA | NOT_ALLOWED) == 0 }
+    let transient = word & (NO_DATA | NOT_ALLOWED) == 0;
+    Refusal { code: word, text, transient, parts_may_pass: word & NO_DATA != 0 }
 }
 
 fn is_bcd(byte: u8) -> bool {

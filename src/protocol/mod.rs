@@ -214,6 +214,8 @@ pub struct Refusal {
     pub text: &'static str,
     /// Worth asking again soon (busy), rather than a fault of profile or configuration.
     pub transient: bool,
+    /// The cause may lie in a part of what was asked: the other parts may be answered.
+    pub parts_may_pass: bool,
 }
 
 /// Bytes as they are written in manuals: `0x0103…`.

@@ -65,7 +65,7 @@ pub fn refusal(code: u8) -> Refusal {
         0x0B => ("gateway target failed to respond", true),
         _ => ("unknown exception", true),
     };
-    Refusal { code, text, transient }
+    Refusal { code, text, transient, parts_may_pass: code != 0x01 }
 }
 
 /// CRC-16/MODBUS, sent low byte first (Modbus over Serial Line V1.02, 6.2.2).

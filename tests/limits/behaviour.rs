@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use meter_gateway::{
     app::{House, Outside},
-    bus::{Cycle, Demand, Now, RealPorts, readings},
+    bus::{Class, Now, RealPorts, Request, Schedule, Target, readings},
     clock::SimulatedClock,
     config::{self, Settings},
     console::{self, Console, Door, MAX_CONNECTIONS},
@@ -152,9 +152,12 @@ fn a_bus_takes_no_more_demands_than_it_serves_in_seconds() {
     let settings = settings();
     let plan = meter_gateway::app::meter_plan(&settings.meters[0], &settings.buses[0], None);
     let now = Now { instant: Instant::now(), wall: Utc::default() };
-    let mut cycle = Cycle::new(vec![plan], now);
-    let taken = (0..100).filter(|number| cycle.handle_demand(Demand { meter: 0, number: *number })).count();
-    assert_eq!(taken, 64);
+    let mut schedule = Schedule::new(vec![plan; 100], now);
+    let demand =
+        |meter| Request { target: Target::Meter(meter), class: Class::Demand, deadline: None, keep: false };
+    let taken: Vec<_> = (0..100).filter_map(|meter| schedule.handle_request(demand(meter))).collect();
+    assert_eq!(taken.len(), 64);
+    assert_eq!(schedule.handle_request(demand(63)), taken.last().copied(), "equal requests are one");
 }
 
 fn reading() -> Reading {

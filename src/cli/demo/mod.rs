@@ -35,7 +35,7 @@ use crate::{
 /// Where the console is in the configuration's example; another port is taken when this one is in use.
 const CONSOLE_PORT: u16 = 8420;
 /// Seconds between reads that are tried, until the lines can keep them. They divide a minute or an hour evenly. Below 6 s
-/// the answer to a question of the slot before might still come (`OWED_FOR` of the bus), and the line would wait for it.
+/// the answer to a question of the slot before might still come (`PENDING_FOR` of the bus), and the line would wait for it.
 const INTERVALS: [u32; 8] = [6, 10, 15, 20, 30, 60, 300, 900];
 /// What the dead or the noisy meter costs its line in each slot, which no prediction knows: two questions without an
 /// answer, each with 300 ms for the answer and as much for one that is late.

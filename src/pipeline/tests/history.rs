@@ -80,7 +80,7 @@ async fn what_another_device_shows_is_never_believed_of_the_configured_one() {
 
 /// A reading in which the first request, the register's, brought nothing.
 fn refused_block(bench: &mut Bench) -> Reading {
-    let mut sweep = bench.full(Purpose::Slot);
+    let mut sweep = bench.full(Class::Slot);
     sweep.asked[0].outcome = Outcome::Refused(refusal(2));
     let reading = done(bench.judge(sweep));
     bench.next_slot();
@@ -272,14 +272,14 @@ fn event(bench: &mut Bench, (what, by): (u8, i64), energy: &mut i64) -> Reading 
     *energy = (*energy).clamp(-100, 100_000_100);
     let shown = Dec::from_parts((*energy).into(), 2).unwrap();
     assert!(bench.twin.set(ENERGY, shown));
-    let sweep = bench.full(Purpose::Slot);
+    let sweep = bench.full(Class::Slot);
     let reading = match bench.judge(sweep) {
         Judgement::Done(reading) => *reading,
-        Judgement::Again(points) => {
+        Judgement::Again(surprise) => {
             if what == 11 {
                 assert!(bench.twin.set(ENERGY, dec("777777.77"))); // the second look shows something else
             }
-            let sweep = bench.sweep(Purpose::Again, &points);
+            let sweep = bench.sweep(Class::Confirmation, &surprise.points);
             done(bench.judge(sweep))
         }
     };
