@@ -271,10 +271,10 @@ fn nothing_but(readings: &[Reading], flags: &[&str]) {
 async fn a_dead_meter_is_missing_and_harms_nobody() {
     let (readings, health) = beside(Fault::Dead, 20).await;
     nothing_but(&readings, &[flag::NO_ANSWER]);
-    assert!(health.meters[1].backed_off && health.meters[1].failures >= 3);
+    assert!(health.meters[1].failures >= 2);
     assert_eq!(health.meters[1].last_answer, None);
     assert_eq!(health.meters[0].failures, 0);
-    assert!(health.up && health.answered >= 60 && health.silent >= 6);
+    assert!(health.up && health.answered >= 60 && health.silent >= 3);
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn answers_that_come_in_the_middle_of_the_next_question_are_never_taken_fo
         let meters = share(vec![twin(1, &profile).with(Fault::LateBy(Duration::from_millis(late)))]);
         let line = line(FAST, &meters);
         let mut bench = Bench::start(serial(line.path(), FAST), vec![meter(1, &profile, 0)]);
-        let readings = bench.readings_of(1, 4).await;
+        let readings = bench.readings_of(1, 3).await; // with growing pauses between them
         bench.stop().await;
         prove(&readings, &meters, &profile);
     };
@@ -444,9 +444,9 @@ async fn a_refused_block_is_split_and_the_split_is_remembered() {
         assert_eq!((reading.origin, reading.verdict), (Origin::Measured, Verdict::Suspect));
     }
     prove(&readings, &meters, &profile);
-    // Four at once, two and two, one and one; a refused point is not asked again before an hour has passed.
+    // Four at once, two and two, one and one; a point refused in three sweeps is not asked again before an hour has passed.
     let health = bench.stop().await;
-    assert_eq!(health.refused, 3, "{:#?}", health.trace);
+    assert_eq!(health.refused, 5, "{:#?}", health.trace);
 }
 
 #[tokio::test]

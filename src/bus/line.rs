@@ -292,9 +292,10 @@ impl Line {
     }
 
     /// Waits until nothing was said for so long, and takes what is stale meanwhile: a pending reply among it is pending no
-    /// longer.
+    /// longer. Where something came, more of it may follow: the silence is that behind a damaged reply then.
     async fn keep_silence(&mut self, silence: Duration) -> io::Result<()> {
         let began = Instant::now();
+        let mut silence = silence;
         loop {
             let rest = silence.saturating_sub(self.last_activity.elapsed());
             if !rest.is_zero() {
@@ -310,10 +311,15 @@ impl Line {
             }
             self.last_activity = Instant::now();
             self.note_unasked(&stale);
+            silence = silence.max(self.damage_gap());
             if began.elapsed() > LONGEST_HUSH {
                 return Ok(());
             }
         }
+    }
+
+    fn damage_gap(&self) -> Duration {
+        if self.is_network() { NETWORK_DAMAGE_GAP } else { DAMAGE_GAP }
     }
 
     async fn send(&mut self, request: &[u8]) -> io::Result<()> {
@@ -334,7 +340,8 @@ impl Line {
         asked: &dyn Transaction,
         deadline: Instant,
     ) -> io::Result<Option<Arrived>> {
-        let gap = if self.is_network() { NETWORK_DAMAGE_GAP } else { DAMAGE_GAP };
+        // What looks like a damaged reply may be the rest of one that is late, while one may be.
+        let damage_gap = self.pending.is_empty().then(|| self.damage_gap());
         let mut until = deadline;
         loop {
             match timeout_at(until, self.read()).await {
@@ -343,7 +350,9 @@ impl Line {
             }
             match asked.find(&self.received) {
                 Found::Incomplete => until = deadline,
-                Found::Damaged => until = deadline.min(Instant::now() + gap),
+                Found::Damaged => {
+                    until = damage_gap.map_or(deadline, |gap| deadline.min(Instant::now() + gap));
+                }
                 Found::Frame(range) => {
                     let frame = self.received.get(range.clone()).unwrap_or_default().to_vec();
                     let before = self.received.get(..range.start).unwrap_or_default().to_vec();
@@ -374,7 +383,8 @@ impl Line {
             return Ok(Outcome::Silent { late: Some(late) });
         }
         if let Some(detail) = fault {
-            self.pending.push(if damaged { this.damaged(query.timeout) } else { this });
+            let certain = damaged && self.pending.is_empty();
+            self.pending.push(if certain { this.damaged(query.timeout) } else { this });
             return Ok(Outcome::Garbled { detail });
         }
         let late = self.listen_for(this.asked.as_ref(), query.linger).await?.then(|| this.age());
