@@ -114,7 +114,7 @@ pub async fn run(config: PathBuf, settings: Settings, options: Options) -> anyho
 /// Once for each configuration that is read.
 fn log_warnings(settings: &Settings) {
     for warning in &settings.warnings {
-        tracing::warn!("configuration: {}", warning.to_string().replace("\n  ", "; "));
+        tracing::warn!("configuration: {warning}");
     }
 }
 

@@ -425,7 +425,8 @@ pub async fn append(ledger: &SharedLedger, mut drafts: Vec<Draft>) {
             Ok(_) | Err(LedgerError::Closed) => return,
             Err(LedgerError::Refused(why)) => match <[Draft; 1]>::try_from(std::mem::take(&mut drafts)) {
                 Ok([draft]) => {
-                    tracing::error!(kind = ?draft.kind, %why, "a record cannot be stored");
+                    let meter = draft.fields.get("meter").and_then(Value::as_str);
+                    tracing::error!(kind = ?draft.kind, meter, %why, "a record cannot be stored");
                     if draft.fields.get("change").and_then(Value::as_str) == Some(change::RECORD_REFUSED) {
                         return; // even that: the log has it
                     }

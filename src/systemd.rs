@@ -18,7 +18,9 @@ pub fn ready(status: &str) {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("reading the configuration")]),
-        Err(error) => tracing::warn!(%error, "systemd was not told of the reload: the clock cannot be read"),
+        Err(error) => {
+            tracing::warn!(%error, "systemd cannot be told of a reload: the monotonic clock cannot be read");
+        }
     }
 }
 

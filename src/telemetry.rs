@@ -1,11 +1,21 @@
 //! What the daemon shows of itself: logs, one snapshot of its state, and metrics made from that snapshot.
 
+mod log_line;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
 
+use self::log_line::LogLine;
 use crate::{
     bus::{BusHealth, MeterHealth},
     clock::Clock,
@@ -25,37 +35,49 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging: to journald when standard error is the journal, else to standard error.
+/// Starts logging to standard error, as the journal takes it when standard error is the journal.
 pub fn start_logs(format: LogFormat, verbose: u8) {
     let registry = tracing_subscriber::registry().with(filter(verbose));
-    if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, std::io::stderr()))
-        && let Ok(journal) = tracing_journald::layer()
-    {
-        let journal = journal.with_syslog_identifier(env!("CARGO_PKG_NAME").to_owned());
-        let _ = registry.with(journal).try_init(); // a second call keeps the first
-        return;
-    }
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour).with_target(false);
-    let _ = match format {
-        LogFormat::Human => registry.with(layer).try_init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    // A second call keeps the first.
+    let _ = if std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&stream, std::io::stderr())) {
+        registry.with(layer(LogLine::Journal, std::io::stderr, false)).try_init()
+    } else {
+        let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        match format {
+            LogFormat::Human => registry.with(layer(LogLine::Human, std::io::stderr, colour)).try_init(),
+            LogFormat::Json => registry.with(json_layer(std::io::stderr)).try_init(),
+        }
     };
 }
 
 /// Starts logging into a file: for a program that needs its terminal for itself.
 #[cfg(feature = "demo")]
 pub fn start_logs_in(path: &std::path::Path, format: LogFormat, verbose: u8) -> std::io::Result<()> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    let layer =
-        tracing_subscriber::fmt::layer().with_writer(Arc::new(file)).with_ansi(false).with_target(false);
+    let file = Arc::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?);
     let registry = tracing_subscriber::registry().with(filter(verbose));
     let _ = match format {
-        LogFormat::Human => registry.with(layer).try_init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+        LogFormat::Human => registry.with(layer(LogLine::Human, file, false)).try_init(),
+        LogFormat::Json => registry.with(json_layer(file)).try_init(),
     };
     Ok(())
+}
+
+/// A log that cannot be written (a full disk, a closed pipe) stops nothing: complaining about it on standard error
+/// would panic there.
+fn layer<S, W>(line: LogLine, writer: W, colour: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    fmt::layer().event_format(line).with_ansi(colour).with_writer(writer).log_internal_errors(false)
+}
+
+fn json_layer<S, W>(writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    fmt::layer().with_target(false).json().flatten_event(true).with_writer(writer).log_internal_errors(false)
 }
 
 fn filter(verbose: u8) -> EnvFilter {

@@ -596,7 +596,7 @@ async fn a_port_has_one_master_and_an_adapter_may_be_pulled() {
         down.iter().all(|reading| !reading.flags.contains("no_answer")),
         "it is not the meters: {down:?}"
     );
-    assert_eq!(gateway.log().matches("the line is away").count(), 1, "told once:\n{}", gateway.log());
+    assert_eq!(gateway.log().matches("the line cannot be used").count(), 1, "told once:\n{}", gateway.log());
 
     let _plugged = site(&gateway);
     gateway.until("the line is up again", up);

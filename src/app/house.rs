@@ -163,11 +163,11 @@ impl House {
             let changed = *now != ill;
             // Once per edge, by whether there is a reason: the reason itself counts seconds.
             match (&*now, &ill) {
-                (None, Some(reason)) if moves => tracing::error!(%reason, "unhealthy"),
+                (None, Some(reason)) if moves => tracing::error!(%reason, "the gateway is unhealthy: files of the ledger are missing"),
                 (None, Some(reason)) => {
-                    tracing::error!(%reason, "no progress: the watchdog is not fed any more");
+                    tracing::error!(%reason, "the gateway is unhealthy: something hangs, the watchdog is not fed any more");
                 }
-                (Some(_), None) => tracing::info!("everything is well again"),
+                (Some(_), None) => tracing::info!("the gateway is healthy again"),
                 _ => {}
             }
             now.clone_from(&ill);
@@ -254,7 +254,10 @@ impl House {
         drop(self.readings);
         self.timekeeping.abort();
         if timeout(LAST_RECORDS, &mut self.writer).await.is_err() {
-            tracing::error!("records could not be stored before the end");
+            tracing::error!(
+                waited_secs = LAST_RECORDS.as_secs(),
+                "the last records were not stored before the end: the ledger did not take them in time"
+            );
         }
         self.publisher.stop().await;
         let _ = self.down.send(true);

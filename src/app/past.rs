@@ -32,7 +32,7 @@ pub(super) async fn tell_of_the_past(
 ) {
     let mut drafts = Vec::new();
     for incident in incidents {
-        tracing::error!(%incident, "the ledger was found damaged");
+        tracing::error!("the ledger was found damaged at the start: {incident}");
         drafts.extend(incident_drafts(incident, clock));
     }
     let now = clock.wall();
@@ -97,7 +97,7 @@ pub async fn retain(files: Arc<FileLedger>, ledger: SharedLedger, clock: Arc<dyn
     match tokio::task::spawn_blocking(move || files.prune(before, age, free)).await {
         Ok(Ok(removed)) => tell_of_retention(&ledger, &clock, &removed).await,
         Ok(Err(error)) => tracing::warn!(%error, "old segments could not be removed"),
-        Err(error) => tracing::error!(%error, "retention has failed"),
+        Err(error) => tracing::error!(%error, "old segments could not be removed: the task failed"),
     }
 }
 
@@ -168,7 +168,7 @@ pub(super) async fn tell_of_hands(
         if note.is_some()
             && let Err(error) = std::fs::remove_file(dir.join(NOTE))
         {
-            tracing::warn!(%error, "what was done without a daemon will be told once more");
+            tracing::warn!(%error, "what was done while the daemon was down is on record but could not be crossed off, and is recorded again at the next start");
         }
     }
 }

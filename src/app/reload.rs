@@ -11,7 +11,10 @@ use super::{
     changes::{Changes, Takes},
     log_warnings, past,
 };
-use crate::config::{self, Fault, Settings};
+use crate::{
+    config::{self, Fault, Settings},
+    model,
+};
 
 /// Faults that the line in the log and the warning name; `check` has them all.
 const NAMED_FAULTS: usize = 20;
@@ -38,7 +41,7 @@ pub(super) async fn finished(reading: &mut Option<Reading>) -> Result<Settings, 
     *reading = None;
     match result {
         Ok(Ok(settings)) => Ok(settings),
-        Ok(Err(faults)) => Err(in_one_line(&faults)),
+        Ok(Err(faults)) => Err(named(&faults)),
         Err(_) => Err("it could not be read: an error of the program".into()),
     }
 }
@@ -89,15 +92,12 @@ impl Daemon {
     }
 }
 
-/// The faults in one line.
-fn in_one_line(faults: &[Fault]) -> String {
-    let mut named: Vec<String> = faults
-        .iter()
-        .take(NAMED_FAULTS)
-        .map(|fault| fault.to_string().replace("\n  hint: ", " - hint: "))
-        .collect();
+/// The first faults, in one line.
+fn named(faults: &[Fault]) -> String {
+    let mut texts: Vec<String> =
+        faults.iter().take(NAMED_FAULTS).map(|fault| model::in_one_line(&fault.to_string())).collect();
     if let Some(more) = faults.len().checked_sub(NAMED_FAULTS).filter(|more| *more > 0) {
-        named.push(format!("{more} more, `meter-gateway check` names them"));
+        texts.push(format!("{more} more, `meter-gateway check` names them"));
     }
-    named.join("; ")
+    texts.join("; ")
 }

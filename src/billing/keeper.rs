@@ -89,7 +89,8 @@ impl Keeper {
         let trusted = clock != ClockState::Unsynced;
         if !trusted && !self.waits {
             tracing::warn!(
-                "nobody vouches for the clock: manifests wait until somebody does, and are made up for then\n  hint: is a time server reachable? `timedatectl` tells"
+                hint = "is a time server reachable? `timedatectl` tells",
+                "the clock is not synchronised: manifests wait until it is, and are made up for then"
             );
         }
         self.waits = !trusted;

@@ -175,7 +175,7 @@ impl BusTask {
             tracing::trace!(bus = %self.bus.id, meter, mark = %frame.mark, bytes = %frame.hex(), "frame");
         }
         if report.renewed {
-            tracing::info!(bus = %self.bus.id, "nothing came for several questions: the connection is made anew");
+            tracing::info!(bus = %self.bus.id, "several requests in a row had no answer: the line is closed and opened again");
             self.schedule.forgive();
         }
         let late: Vec<(usize, Duration)> = report
@@ -298,7 +298,7 @@ impl BusTask {
                 tracing::warn!(
                     bus = %self.bus.id,
                     error = detail,
-                    "the line is away; it is opened again by itself, its meters are not at fault"
+                    "the line cannot be used; opening it is tried again, its meters are not at fault"
                 );
                 health.since = Some(at);
             }
@@ -354,9 +354,9 @@ impl BusTask {
             if known.backed_off != backed_off {
                 let late_ms = known.late.map(|late| late.as_millis());
                 if backed_off {
-                    tracing::warn!(bus = %self.bus.id, meter = %known.id, late_ms, "silent: probed more seldom from now on");
+                    tracing::warn!(bus = %self.bus.id, meter = %known.id, late_ms, "the meter does not answer: it is asked less often until it does");
                 } else {
-                    tracing::info!(bus = %self.bus.id, meter = %known.id, "answers again");
+                    tracing::info!(bus = %self.bus.id, meter = %known.id, "the meter answers again");
                 }
             }
             known.backed_off = backed_off;

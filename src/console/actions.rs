@@ -85,7 +85,7 @@ impl Actions {
         let ahead = ACTION_EVERY * ACTIONS_AT_ONCE;
         if let Some(wait) = paid_at.checked_duration_since(now + ahead).filter(|wait| !wait.is_zero()) {
             if !std::mem::replace(&mut account.over, true) {
-                tracing::warn!(asker = key, "asks for too much: some of it is refused");
+                tracing::warn!(asker = key, "one asker asks for actions too often: some are refused");
             }
             return Err(Refusal::Later(wait.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)));
         }
@@ -118,7 +118,7 @@ impl Console {
         self.admit(who)?;
         let fields = who.action(action, asked);
         let told = Value::from(fields.clone()).to_string();
-        tracing::info!(told, "somebody asks for something to be done");
+        tracing::info!("an action is asked for and goes on record: {told}");
         let draft =
             Draft::change(change::USER_ACTION, fields, telemetry.clock.wall(), telemetry.clock.state());
         match timeout(RECORD_PATIENCE, telemetry.ledger.append(vec![draft])).await {

@@ -87,7 +87,7 @@ impl Index {
             let _ = send.send(Index::open(&dir, &id));
         };
         if let Err(error) = thread::Builder::new().name("index-begin".into()).spawn(open) {
-            tracing::warn!(%error, "no thread for the index"); // then the sender is gone, and so is the hope
+            tracing::warn!(%error, "the index of the ledger cannot be opened: no thread for it; queries read the segments"); // then the sender is gone, and so is the hope
         }
         receive
     }

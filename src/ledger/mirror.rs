@@ -116,7 +116,7 @@ impl Progress {
         let mut told = lock(&self.told);
         told.step = None;
         if std::mem::take(&mut told.hangs) {
-            tracing::info!("the second copy of the ledger has answered again");
+            tracing::info!(dir = %told.dir.display(), "the second copy of the ledger answers again");
         }
         let dir = told.dir.display().to_string();
         match (outcome, told.fault.as_mut()) {
@@ -185,9 +185,10 @@ impl Mirror {
     /// Asks it to end, and waits a moment. One that hangs is left: it writes nothing more once it comes back.
     pub fn stop(&self) {
         let told = self.progress.ask_to_end();
+        let dir = told.dir.clone();
         let wait = self.progress.turned.wait_timeout_while(told, LAST_ROUND, |told| !told.ended);
         if !wait.unwrap_or_else(PoisonError::into_inner).0.ended {
-            tracing::warn!("the second copy of the ledger does not answer, and is left as it is");
+            tracing::warn!(dir = %dir.display(), "the second copy of the ledger does not answer at the end, and is left as it is");
         }
     }
 }

@@ -359,8 +359,7 @@ impl Ledger for FileLedger {
         replacing::note_end(&*self.shared.disk, &self.shared.dir, &self.shared.id, why)?;
         tracing::error!(
             ledger = self.shared.id,
-            why,
-            "this ledger must not go on: a new one begins in its place"
+            "this ledger must not go on, a new one begins in its place: {why}"
         );
         *lock(&self.shared.ended) = Some(why.to_owned());
         Ok(())

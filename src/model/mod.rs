@@ -20,6 +20,6 @@ pub use quantity::{Dec, DecError, Unit};
 pub use reading::{Medium, Origin, PointValue, Reading, Verdict, flag};
 pub use record::{ClockState, Draft, GENESIS, RecordType, Seq, change};
 pub use slots::{SlotError, Slots};
-pub use text::{is_visible, printable};
+pub use text::{in_one_line, is_visible, printable, printable_line};
 pub use time::{Utc, rfc3339, stepped};
 pub use warning::Warning;

@@ -15,8 +15,21 @@ pub fn is_visible(c: char) -> bool {
 
 /// The text with every other character written as `\u{1b}`; line ends and tabs stay.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let stays = |c: char| is_visible(c) || matches!(c, '\n' | '\t');
-    if text.chars().all(stays) {
+    escaped(text, |c| is_visible(c) || matches!(c, '\n' | '\t'))
+}
+
+/// The same for what has to stay on its line: line ends and tabs are written out too.
+pub fn printable_line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_visible)
+}
+
+/// A text of several lines in one: our own hint goes on behind a dash, any other line end is written out.
+pub fn in_one_line(text: &str) -> String {
+    printable_line(&text.replace("\n  hint: ", " - hint: ")).into_owned()
+}
+
+fn escaped(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if text.chars().all(&stays) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
@@ -50,5 +63,11 @@ mod tests {
         for plain in ["滨江花园 “1”", "a\nb\tc", "é Ω ✓ 👍", ""] {
             assert!(matches!(printable(plain), Cow::Borrowed(_)), "{plain}");
         }
+    }
+    #[test]
+    fn what_stands_on_one_line_stays_on_it() {
+        assert_eq!(printable_line("a\nb\tc\u{1b}"), "a\\u{a}b\\u{9}c\\u{1b}");
+        assert!(matches!(printable_line("滨江花园 “1”"), Cow::Borrowed(_)));
+        assert_eq!(in_one_line("x\n  hint: do\ny"), "x - hint: do\\u{a}y");
     }
 }

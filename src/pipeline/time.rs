@@ -115,7 +115,8 @@ impl TimeTeller {
         self.unsaid = match self.unsaid {
             Some(looks) if looks > 0 => {
                 tracing::warn!(
-                    "nobody vouches for the wall clock: readings are flagged until somebody does\n  hint: is a time server reachable? `timedatectl` tells"
+                    hint = "is a time server reachable? `timedatectl` tells",
+                    "the wall clock is not synchronised: readings are flagged clock_untrusted until it is"
                 );
                 None
             }
@@ -141,7 +142,7 @@ impl TimeTeller {
                 from_seq,
                 to_seq = end - 1,
                 offset_ms,
-                "times of these records were wrong by this much"
+                "the times of these records were wrong: the clock has been synchronised since"
             );
             let mut fields = self.reference();
             fields.insert("wall".into(), rfc3339(self.clock.wall()).into());
@@ -171,7 +172,8 @@ impl TimeTeller {
             seq,
             last_recorded_at = rfc3339(last),
             now = rfc3339(now),
-            "the clock is behind the ledger's last record: is its battery empty?"
+            hint = "is the battery of the clock empty?",
+            "the clock is behind the time of the ledger's last record"
         );
         let mut fields = self.reference();
         fields.insert("wall".into(), rfc3339(now).into());

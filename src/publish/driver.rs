@@ -350,7 +350,8 @@ impl Driver {
                 let topic = self.topic(part);
                 error!(
                     topic,
-                    "the broker refuses the subscription\n  hint: allow it in the broker's access list"
+                    hint = "allow it in the broker's access list",
+                    "the broker refuses the subscription"
                 );
                 self.unheard.push(topic);
             }
@@ -414,7 +415,10 @@ impl Driver {
         if let Some(bytes) =
             self.session.size_limit().filter(|bytes| size.is_none_or(|before| *bytes < before))
         {
-            warn!(bytes, "connections to the broker end over a message of records; smaller ones are tried");
+            warn!(
+                bytes,
+                "connections to the broker end over messages of records; none larger than this is sent for now"
+            );
         }
     }
 
@@ -444,7 +448,7 @@ impl Driver {
                     break;
                 }
             }
-            info!("said goodbye to the broker");
+            info!("the connection to the broker is closed in order");
         }
         self.link = None;
         self.connected = false;

@@ -161,7 +161,7 @@ impl Shared {
         if incidents.contains(&incident) {
             return;
         }
-        tracing::warn!(error = %incident, "ledger");
+        tracing::warn!(dir = %self.dir.display(), "the ledger: {incident}");
         if incidents.len() < MAX_INCIDENTS {
             incidents.push(incident);
         }
@@ -191,7 +191,7 @@ impl Shared {
         }
         *trouble = Some((Instant::now(), reason));
         drop(trouble);
-        tracing::error!(%error, "nothing can be stored: what is read waits, first in the queue, then on its bus");
+        tracing::error!(%error, "nothing can be stored in the ledger: what is read waits, first in the queue, then on its bus");
         let mut incidents = lock(&self.incidents);
         let incident = format!("nothing could be stored: {error}");
         if incidents.len() < MAX_INCIDENTS && !incidents.contains(&incident) {

@@ -253,7 +253,7 @@ impl Driver {
     }
 
     fn end_ledger(&mut self, why: String) {
-        error!(why, "nothing more is sent of this ledger");
+        error!(ledger = self.ledger.id(), "nothing more is sent of this ledger: {why}");
         // Before the connection ends: then the broker holds our will, which says less.
         let noted = self.note_end(&why);
         self.lose(&why, Cause::Said);
@@ -263,7 +263,7 @@ impl Driver {
     fn note_end(&self, why: &str) -> bool {
         let noted = self.ledger.disprove_end(why);
         if let Err(error) = &noted {
-            error!(%error, "that could not be noted, and is tried again");
+            error!(%error, "that this ledger must end could not be noted beside it, and is tried again");
         }
         noted.is_ok()
     }

@@ -31,7 +31,7 @@ impl Driver {
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "a receipt is ignored");
+                    warn!(topic, %error, "a receipt is ignored: it cannot be read");
                     self.session.malformed_receipt();
                 }
             },
@@ -54,14 +54,18 @@ impl Driver {
         let command = match Command::parse(bytes) {
             Ok(command) => command,
             Err(PayloadError::Malformed { what, detail, id }) => {
-                warn!(what, detail, "a command is refused");
+                warn!(id, error = detail, "a command is refused: it is no valid {what}");
                 return self.answer(&Response { id, outcome: Err(format!("not a valid {what}: {detail}")) });
             }
         };
         let id = Some(command.id.clone());
         if retained {
             // It would be carried out again at each connection.
-            warn!(id, "a retained command is refused");
+            warn!(
+                id,
+                hint = "remove the retained message, or it comes back with each connection",
+                "a command is refused: it is retained"
+            );
             let outcome = Err("a command must not be retained".to_owned());
             return self.answer(&Response { id, outcome });
         }

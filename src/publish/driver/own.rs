@@ -44,8 +44,12 @@ impl Driver {
         match message {
             Outgoing::Response(response) => self.answer(&response),
             Outgoing::Replay { from, to } => {
-                if let refused @ (Resend::NeverSent(_) | Resend::Full) = self.session.replay(from, to) {
-                    warn!(seq = from, to, ?refused, "nothing to replay, or too many replays are waiting");
+                match self.session.replay(from, to) {
+                    Resend::Full => warn!(from, to, "a replay is refused: too many are waiting"),
+                    Resend::NeverSent(_) => {
+                        warn!(from, to, "a replay is refused: none of these records were sent yet");
+                    }
+                    _ => {}
                 }
                 self.replays_taken += 1;
             }
@@ -132,7 +136,10 @@ impl Driver {
             let room = self.link.as_ref().map_or(0, |link| link.max_payload(&message.topic));
             if message.payload.len() > room {
                 let bytes = message.payload.len();
-                error!(topic = message.topic, bytes, "a message is dropped: the broker takes {room} bytes");
+                error!(
+                    topic = message.topic,
+                    bytes, "a message is dropped: it is larger than the {room} bytes that the broker takes"
+                );
                 continue;
             }
             let part = part_of(&message);
@@ -158,7 +165,8 @@ impl Driver {
             if nobody {
                 warn!(
                     topic,
-                    "nobody is subscribed to the records; they are kept\n  hint: is billing's consumer running?"
+                    hint = "is billing's consumer running?",
+                    "nobody is subscribed to the records; they are kept"
                 );
             } else {
                 info!(topic, "somebody listens to the records again");
@@ -174,10 +182,11 @@ impl Driver {
                 warn!(
                     acknowledged,
                     confirmed,
-                    "billing has confirmed nothing for an hour; records are kept\n  hint: does it send receipts? else set mqtt.confirm = \"broker\""
+                    hint = "does it send receipts? else set mqtt.confirm = \"broker\"",
+                    "billing has confirmed nothing for an hour; records are kept"
                 );
             } else {
-                info!("billing confirms again");
+                info!(confirmed = self.session.confirmed_seq(), "billing confirms records again");
             }
         }
         let refusal = self.session.last_refusal().map(|code| format!("the broker refuses records: {code}"));
@@ -185,7 +194,7 @@ impl Driver {
             self.refused = refusal.is_some();
             if let Some(error) = &refusal {
                 let topic = self.names.records();
-                warn!(error, topic, "records are kept\n  hint: may this user publish there?");
+                warn!(topic, hint = "may this user publish there?", "{error}; they are kept");
             } else {
                 info!("the broker takes records again");
             }
@@ -244,7 +253,8 @@ impl Driver {
                 topic,
                 bytes,
                 most,
-                "a message from the broker is too large and is passed over\n  hint: remove the retained message there, or ask whoever sends it"
+                hint = "remove the retained message there, or ask whoever sends it",
+                "a message from the broker is too large and is passed over"
             );
             self.too_large.insert(topic);
         }
@@ -259,7 +269,9 @@ impl Driver {
             if !self.left_out.contains(part) {
                 warn!(
                     topic,
-                    "connections to the broker end over this topic; records go on without it, it is tried again later\n  hint: look for a too large retained message there, or for a rule of the broker against it"
+                    hint =
+                        "look for a too large retained message there, or for a rule of the broker against it",
+                    "connections to the broker end over a topic; records go on without it, it is tried again later"
                 );
             }
             warnings.push(Warning {
@@ -273,7 +285,7 @@ impl Driver {
         self.left_out = left_out;
         let refused = self.own_refusals();
         for error in refused.iter().filter(|error| !self.own_refused.contains(error)) {
-            warn!(error, "a message is not taken\n  hint: allow it in the broker's access list");
+            warn!(error, hint = "allow it in the broker's access list", "the broker does not take a message");
         }
         warnings.extend(refused.iter().map(|text| Warning { code: "broker_refuses", text: text.clone() }));
         self.own_refused = refused;
@@ -289,7 +301,8 @@ impl Driver {
             if taken_over {
                 warn!(
                     client_id,
-                    "another client uses this client id\n  hint: give each gateway its own mqtt.client_id"
+                    hint = "give each gateway its own mqtt.client_id",
+                    "another client uses this client id"
                 );
             } else {
                 info!(client_id, "no other client uses this client id any more");

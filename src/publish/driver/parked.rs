@@ -45,10 +45,12 @@ impl Driver {
     pub(super) async fn recall_parked(&mut self) {
         let ledger = self.ledger.clone();
         let Ok(parked) = tokio::task::spawn_blocking(move || recall(&*ledger)).await else {
-            return error!("rejected records could not be read from the ledger");
+            return error!(
+                "which records billing has rejected could not be read from the ledger: the task failed"
+            );
         };
         let Some(oldest) = parked.values().map(|(at, _)| *at).min() else { return };
-        info!(records = parked.len(), "rejected records are parked");
+        info!(records = parked.len(), "records that billing has rejected wait for a person");
         self.parked_from = oldest;
         self.session.park(parked.into_iter().map(|(seq, (_, reason))| Rejected { seq, reason }).collect());
     }
@@ -97,7 +99,7 @@ fn recall(ledger: &dyn Ledger) -> BTreeMap<Seq, (Seq, String)> {
             }
             Ok(_) => break,
             Err(error) => {
-                error!(%error, "rejected records could not all be read from the ledger");
+                error!(from, %error, "which records billing has rejected could not all be read from the ledger");
                 break;
             }
         };

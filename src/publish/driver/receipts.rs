@@ -29,26 +29,26 @@ impl Driver {
         if self.session.ignored_receipts() > ignored {
             warn!(
                 ledger,
-                seq,
-                "a receipt, or a part of it, is ignored: another ledger, or a record that was never sent"
+                confirmed_seq = seq,
+                "a receipt, or a part of it, is ignored: it is about another ledger, or about a record that was never sent"
             );
         } else if rejected > 0 {
-            warn!(seq, rejected, "billing has rejected records");
+            warn!(confirmed_seq = seq, rejected, "billing has rejected records");
         }
         match (asked, self.session.take_resend()) {
             (Some(Err(error)), _) => {
-                warn!(error, "a part of a receipt is ignored");
+                warn!(error, "a part of a receipt is ignored: its resend_from cannot be used");
                 self.session.malformed_receipt();
             }
             (Some(Ok(from)), Some(Resend::NeverSent(sent))) => {
                 warn!(
                     resend_from = from,
-                    "a part of a receipt is ignored: only records up to {sent} were sent"
+                    "a part of a receipt is ignored: it asks for records again, but only those up to {sent} were sent"
                 );
                 self.session.malformed_receipt();
             }
             (_, Some(Resend::Queued(range))) => {
-                info!(seq = range.start(), to = range.end(), "billing lacks records: they are sent again");
+                info!(from = range.start(), to = range.end(), "billing lacks records: they are sent again");
             }
             (_, Some(resend)) => debug!(?resend, "billing asks again for what is sent again already"),
             (_, None) => {}
@@ -75,8 +75,8 @@ impl Driver {
         for Warning { code, text } in list.iter().filter(|new| !known(&self.billing, new.code)) {
             warn!(code, "{text}");
         }
-        for Warning { code, .. } in self.billing.iter().filter(|old| !known(&list, old.code)) {
-            info!(code, "this is well again");
+        for Warning { text, .. } in self.billing.iter().filter(|old| !known(&list, old.code)) {
+            info!("no longer so: {text}");
         }
         self.billing = list;
         &self.billing

@@ -52,7 +52,11 @@ impl Driver {
         };
         if let Some(kept) = lines.first().map(|line| line.seq).filter(|kept| *kept > from) {
             let gone = to.min(kept - 1);
-            warn!(seq = from, to = gone, "records are no longer kept and are not sent");
+            warn!(
+                from,
+                to = gone,
+                "retention has removed records before they were sent; they are passed over"
+            );
             self.session.skip(rebuilt(gone), now);
             return;
         }
@@ -88,7 +92,7 @@ impl Driver {
         if seq > self.damage_told {
             self.damage_told = seq;
             if self.events.try_send(Incoming::Damaged { seq, detail }).is_err() {
-                error!(seq, "nobody takes note of the damaged record");
+                error!(seq, "no change record about the damaged record: too many events are waiting");
             }
         }
     }
