@@ -39,8 +39,11 @@ fn the_operator_sees_the_copy_go_and_come_and_gets_the_ledger_back_from_it() {
     assert!(!gateway.path("card").exists(), "it is not made");
 
     fs::create_dir(gateway.path("card")).unwrap();
-    let status = gateway.until("back", |status| status["mirror"]["stored_seq"].as_u64() > Some(2));
-    assert!(status["mirror"]["fault"].is_null() && status["mirror"]["since"].is_null(), "{status:#}");
+    // What is stored grows within a round, and the fault ends with it.
+    let status = gateway.until("back", |status| {
+        status["mirror"]["stored_seq"].as_u64() > Some(2) && status["mirror"]["fault"].is_null()
+    });
+    assert!(status["mirror"]["since"].is_null(), "{status:#}");
     let ledger = status["ledger"].clone();
 
     // What signatures are checked with lies there too, also the key before a rotation.
