@@ -16,10 +16,7 @@ use std::{
 use futures_util::future::join_all;
 use meter_gateway::{
     app::meter_plan,
-    bus::{
-        BusHealth, BusTask, DemandRequest, Now, RealPorts, Schedule, SerialPort,
-        readings::{self, READINGS_BYTES},
-    },
+    bus::{BusHealth, BusTask, DemandRequest, Now, RealPorts, Schedule, SerialPort, readings},
     clock::{Clock, SystemClock},
     config::{Bus, Link, Meter},
     ledger::{MemoryLedger, SharedLedger},
@@ -135,7 +132,7 @@ impl Bench {
         let bus = Bus { id: "bench".parse().unwrap(), link, timeout, retries: 1 };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let ledger: SharedLedger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
-        let (sender, readings) = readings::readings(READINGS_BYTES);
+        let (sender, readings) = readings::readings();
         let (demands, asked) = mpsc::channel(8);
         let (stop, shutdown) = watch::channel(false);
         let health = Arc::new(Mutex::new(BusHealth::default()));

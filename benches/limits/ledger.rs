@@ -12,7 +12,7 @@ use std::{
 };
 
 use meter_gateway::{
-    bus::readings::{self, READINGS_BYTES},
+    bus::readings,
     clock::SystemClock,
     ledger::{FileLedger, Ledger, Options, SharedLedger},
     model::{Draft, Seq},
@@ -190,9 +190,9 @@ async fn whole_way(kind: &str, budget: Duration) -> Vec<String> {
     let template = samples::readings(kind, TURN * BATCH);
     let mut turns = Turns::default();
     while turns.spent() < budget {
-        let (sender, queue) = readings::readings(READINGS_BYTES);
+        let (sender, queue) = readings::readings();
         for reading in template.iter().cloned() {
-            let room = sender.room(&reading).await.unwrap();
+            let room = sender.room(&reading, true).await.unwrap();
             sender.send(reading, room);
         }
         drop(sender);

@@ -14,10 +14,7 @@ use std::{
 
 use meter_gateway::{
     app::meter_plan,
-    bus::{
-        BusHealth, BusTask, DemandRequest, Now, Schedule,
-        readings::{self, READINGS_BYTES},
-    },
+    bus::{BusHealth, BusTask, DemandRequest, Now, Schedule, readings},
     clock::{Clock, SystemClock},
     config::{Bus, Link, Meter},
     ledger::{MemoryLedger, SharedLedger},
@@ -122,7 +119,7 @@ async fn through_the_task(
     let bus = Bus { id: "bench".parse().unwrap(), link: over, timeout: Duration::from_secs(1), retries: 1 };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let ledger: SharedLedger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
-    let (sender, mut readings) = readings::readings(READINGS_BYTES);
+    let (sender, mut readings) = readings::readings();
     let (_demands, asked) = mpsc::channel::<DemandRequest>(1);
     let (stop, shutdown) = watch::channel(false);
     let health = Arc::new(Mutex::new(BusHealth::default()));

@@ -25,10 +25,7 @@ use super::{
 };
 use crate::{
     billing,
-    bus::{
-        Handed, Ports,
-        readings::{self, READINGS_BYTES},
-    },
+    bus::{Handed, Ports, readings},
     clock::Clock,
     config::Settings,
     console::{Actions, Console},
@@ -103,7 +100,7 @@ impl House {
             publisher: publisher_seen,
             warnings: Mutex::new(Vec::new()),
         });
-        let (readings, queue) = readings::readings(READINGS_BYTES);
+        let (readings, queue) = readings::readings();
         let writer = tokio::spawn(pipeline::write(queue, ledger, clock));
         let (inbox, requests) = mpsc::channel(PUBLISHER_INBOX);
         let (ill, health) = watch::channel(None);

@@ -240,11 +240,12 @@ impl BusTask {
     /// Hands a reading to the writer. While its queue is full (a full disk) the reading waits here and this line asks
     /// nobody: that is waiting, not hanging, and is told so. Whether the writer hangs is not judged here.
     async fn wait_for_room(&mut self, reading: Reading, of_slot: bool) -> bool {
+        let slots = self.schedule.plans().find(|plan| plan.id == reading.meter).and_then(|plan| plan.slots);
         loop {
-            match timeout(STILL_HERE, self.readings.room(&reading)).await {
+            match timeout(STILL_HERE, self.readings.room(&reading, slots.is_some())).await {
                 Ok(Ok(room)) => {
-                    if of_slot {
-                        self.note_handed(&reading);
+                    if let Some(slots) = slots.filter(|_| of_slot) {
+                        self.handed.note(&reading.meter, slots, reading.scheduled_at, self.now());
                     }
                     self.readings.send(reading, room);
                     return true;
@@ -252,13 +253,6 @@ impl BusTask {
                 Ok(Err(_)) => return false,
                 Err(_) => self.tell(|health| health.progress += 1),
             }
-        }
-    }
-
-    fn note_handed(&self, reading: &Reading) {
-        let slots = self.schedule.plans().find(|plan| plan.id == reading.meter).and_then(|plan| plan.slots);
-        if let Some(slots) = slots {
-            self.handed.note(&reading.meter, slots, reading.scheduled_at, self.now());
         }
     }
 

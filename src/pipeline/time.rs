@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const ASK_TRUSTED: Duration = Duration::from_secs(60);
 /// How often an untrusted one is: each second of it is a second of records that have to be set right.
 const ASK_UNTRUSTED: Duration = Duration::from_secs(10);
+/// So many times in a row; then it is asked about as seldom as a trusted one: each question starts a program, and a time
+/// server that has not come within ten minutes is not awaited by the second.
+const SOON_TRUSTED: u32 = 60;
 /// A clock so far behind the last record has lost its time; less is what a step of a synchronisation may be.
 const FAR_BEHIND: chrono::TimeDelta = chrono::TimeDelta::seconds(60);
 /// Slots looked at in one go while the latest is sought.
@@ -203,11 +206,15 @@ impl TimeTeller {
 
 async fn ask(clock: Arc<dyn Clock>) {
     let mut next = Instant::now();
+    let mut untrusted = 0;
     loop {
-        if clock.wants_evidence() || Instant::now() >= next {
+        let stepped = clock.wants_evidence();
+        if stepped || Instant::now() >= next {
             clock.refresh().await;
             let trusted = clock.state() == ClockState::Synced;
-            next = Instant::now() + if trusted { ASK_TRUSTED } else { ASK_UNTRUSTED };
+            untrusted = if trusted || stepped { 0 } else { SOON_TRUSTED.min(untrusted + 1) };
+            let seldom = trusted || untrusted == SOON_TRUSTED;
+            next = Instant::now() + if seldom { ASK_TRUSTED } else { ASK_UNTRUSTED };
         }
         sleep_until(next.min(Instant::now() + LOOK)).await;
     }

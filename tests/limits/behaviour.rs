@@ -171,18 +171,18 @@ fn reading() -> Reading {
 #[tokio::test]
 async fn a_full_queue_of_readings_makes_the_bus_wait_and_loses_none() {
     const BYTES: usize = 32 * 1024 * 1024;
-    let (readings, queue) = readings::readings(readings::READINGS_BYTES);
+    let (readings, queue) = readings::readings();
     let fit = BYTES / reading().memory();
     assert!(
         (12_000..200_000).contains(&fit),
         "ten seconds of a thousand meters, and memory has an end: {fit}"
     );
     for _ in 0..fit {
-        let room = timeout(SOON, readings.room(&reading())).await.expect("there is room").unwrap();
+        let room = timeout(SOON, readings.room(&reading(), true)).await.expect("there is room").unwrap();
         readings.send(reading(), room);
     }
     let last = reading();
-    let mut next = Box::pin(readings.room(&last));
+    let mut next = Box::pin(readings.room(&last, true));
     assert!(poll(&mut next).is_pending(), "it waits, and is not refused");
     let ledger = Arc::new(MemoryLedger::new("00000000000000000000000000000001"));
     let clock = Arc::new(SimulatedClock::starting_at(Utc::default(), ClockState::Synced));
@@ -192,6 +192,21 @@ async fn a_full_queue_of_readings_makes_the_bus_wait_and_loses_none() {
     drop(readings);
     timeout(SOON * 6, writer).await.unwrap().unwrap();
     assert_eq!(ledger.head().borrow().seq, fit as u64 + 1);
+}
+
+/// A meter without slots waits early: what it could say later is not lost.
+#[tokio::test]
+async fn readings_without_a_slot_wait_at_an_eighth_of_the_queue_and_keep_nobody_else_from_it() {
+    const BYTES: usize = 4 * 1024 * 1024;
+    let (readings, _queue) = readings::readings();
+    let one = reading();
+    for _ in 0..BYTES / one.memory() {
+        let room = timeout(SOON, readings.room(&one, false)).await.expect("there is room").unwrap();
+        readings.send(one.clone(), room);
+    }
+    assert!(poll(&mut Box::pin(readings.room(&one, false))).is_pending());
+    let room = timeout(SOON, readings.room(&one, true)).await.expect("a slot does not wait for it").unwrap();
+    readings.send(one.clone(), room);
 }
 
 #[test]
