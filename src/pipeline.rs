@@ -30,8 +30,8 @@ use crate::{
 /// Readings that go into one append: as many as the ledger takes in one.
 const BATCH: usize = 1000;
 /// Least time from one append of readings to the next while fewer than [`BATCH`] wait: an idle gateway stores a reading
-/// at once, a busy one syncs its flash twenty-five times a second at most.
-const APPEND_EVERY: Duration = Duration::from_millis(40);
+/// at once, and a busy one does not sync its flash for each.
+const APPEND_EVERY: Duration = Duration::from_millis(10);
 /// Pause before an append that failed is tried again; nothing is dropped meanwhile.
 const APPEND_AGAIN: Duration = Duration::from_secs(1);
 
