@@ -5,6 +5,7 @@
 
 mod demo;
 mod fault;
+mod habit;
 mod line;
 mod meter;
 mod pty;
@@ -23,6 +24,7 @@ use crate::model::Utc;
 
 pub use demo::Demo;
 pub use fault::{Delivery, Fault, Faults};
+pub use habit::{Habit, Occurred};
 pub use line::{LineOptions, PtyLine};
 pub use meter::{Shown, SimMeter};
 pub use site::{Endpoint, SimSite, SiteError};

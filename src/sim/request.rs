@@ -100,6 +100,18 @@ impl Request {
         reply
     }
 
+    /// A Modbus exception in answer to it.
+    pub(super) fn refusal(&self, code: u8) -> Option<Vec<u8>> {
+        let pdu = |asked: &[u8]| [asked.first().copied().unwrap_or_default() | 0x80, code];
+        match self {
+            Request::Rtu(unit, asked) => Some(frame(*unit, &pdu(asked))),
+            Request::Tcp(header, unit, asked) => {
+                Some([header.as_slice(), &[0, 3, *unit], &pdu(asked)].concat())
+            }
+            Request::Dlt645(..) => None,
+        }
+    }
+
     fn is_for(&self, address: Address) -> bool {
         match (self, address) {
             // Unit 0 of a line is a broadcast, which nobody answers (V1.02, 2.1).

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{Meters, SimClock, SimMeter, TcpFraming, hold, request::Request};
+use super::{Habit, Meters, Occurred, SimClock, SimMeter, TcpFraming, hold, request::Request};
 use crate::{
     bus::{Port, Ports},
     config::Link,
@@ -31,6 +31,9 @@ use crate::{
 const CHUNK_CHARS: usize = 16;
 /// Answers that may be under way: a meter that is late for ever is asked again and again.
 const MAX_WAITING: usize = 64;
+
+/// A flood: so many bytes each time, and the time between.
+const FLOOD: (usize, Duration) = (512, Duration::from_millis(10));
 
 /// What is wrong with the line itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,8 +58,18 @@ struct Copper {
     meters: Meters,
     clock: SimClock,
     state: LineState,
+    habit: Option<Habit>,
+    occurred: Occurred,
+    /// When the last request came, or the line was opened.
+    used: Option<Instant>,
+    /// Ports opened so far, and up to which of them nothing passes any more.
+    opened: u64,
+    dead: u64,
+    flooding: bool,
     /// Ports of an earlier generation have lost their line.
     generation: u64,
+    /// How the last generation ended.
+    ending: Ending,
     open: usize,
     received: Vec<u8>,
     arriving: VecDeque<(Instant, Vec<u8>)>,
@@ -66,6 +79,13 @@ struct Copper {
     requests: u64,
     collisions: u64,
     most_open: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Unplugged,
+    Closed,
+    Reset,
 }
 
 impl VirtualLine {
@@ -78,7 +98,14 @@ impl VirtualLine {
             meters,
             clock,
             state: LineState::default(),
+            habit: None,
+            occurred: Occurred::new(),
+            used: None,
+            opened: 0,
+            dead: 0,
+            flooding: false,
             generation: 0,
+            ending: Ending::Unplugged,
             open: 0,
             received: Vec::new(),
             arriving: VecDeque::new(),
@@ -93,16 +120,32 @@ impl VirtualLine {
 
     /// Whoever had it open is dead, and tokio's time may have begun anew.
     pub fn restart(&self) {
-        hold(&self.copper).cut();
+        hold(&self.copper).cut(Ending::Unplugged);
     }
 
     /// Changes what is wrong with it. Unplugging takes effect at once.
     pub fn set(&self, state: LineState) {
         let mut copper = hold(&self.copper);
         if state.unplugged && !copper.state.unplugged {
-            copper.cut();
+            copper.cut(Ending::Unplugged);
         }
         copper.state = state;
+    }
+
+    /// Takes up a habit, or leaves it off.
+    pub fn take_up(&self, habit: Option<Habit>) {
+        let mut copper = hold(&self.copper);
+        if habit == Some(Habit::DropsOut) {
+            copper.dead = copper.opened;
+            copper.arriving.clear();
+        }
+        copper.flooding &= habit == Some(Habit::Floods);
+        copper.habit = habit;
+    }
+
+    /// How often each habit has occurred.
+    pub fn occurred(&self) -> Occurred {
+        hold(&self.copper).occurred.clone()
     }
 
     /// Its meters.
@@ -133,8 +176,11 @@ impl fmt::Debug for VirtualLine {
 }
 
 impl Copper {
-    fn cut(&mut self) {
+    fn cut(&mut self, ending: Ending) {
+        self.ending = ending;
         self.generation += 1;
+        self.used = None;
+        self.flooding = false;
         self.open = 0;
         self.received.clear();
         self.arriving.clear();
@@ -144,8 +190,34 @@ impl Copper {
         }
     }
 
+    fn note(&mut self, habit: Habit) {
+        *self.occurred.entry(habit.name()).or_default() += 1;
+    }
+
+    /// When nothing has been asked for so long that the converter hangs up.
+    fn hangs_up_at(&self) -> Option<Instant> {
+        match self.habit {
+            Some(Habit::ClosesWhenIdle { after, .. }) => self.used.map(|used| used + after),
+            _ => None,
+        }
+    }
+
+    fn hang_up_when_idle(&mut self) {
+        if let Some(habit @ Habit::ClosesWhenIdle { reset, .. }) = self.habit
+            && self.hangs_up_at().is_some_and(|at| at <= Instant::now())
+        {
+            self.note(habit);
+            self.cut(if reset { Ending::Reset } else { Ending::Closed });
+        }
+    }
+
+    fn flood(&mut self) {
+        self.arriving.push_back((Instant::now() + FLOOD.1, vec![0x55; FLOOD.0]));
+    }
+
     fn receive(&mut self, bytes: &[u8]) {
         let now = Instant::now();
+        self.used = Some(now);
         self.received.extend(bytes);
         loop {
             let asked = match self.framing {
@@ -171,14 +243,28 @@ impl Copper {
         if self.state.echo && self.framing == TcpFraming::Rtu {
             self.arriving.push_back((end, request.to_vec()));
         }
+        if self.habit == Some(Habit::Floods) {
+            if !std::mem::replace(&mut self.flooding, true) {
+                self.note(Habit::Floods);
+                self.flood();
+            }
+            return;
+        }
         // Whoever has settings of its own hears those alone, and on such a line everybody else the line's.
         let (own, now) = (self.own, self.wire);
         let mixed = hold(&self.meters).iter().any(|meter| meter.wire().is_some());
         let hears = |meter: &SimMeter| !mixed || meter.wire().unwrap_or(own) == now;
-        if let Some(reply) = asked.answer(&self.meters, self.clock.now(), hears)
+        if let Some(mut reply) = asked.answer(&self.meters, self.clock.now(), hears)
             && self.arriving.len() < MAX_WAITING
         {
-            let (frame, start) = (reply.bytes, end + reply.delivery.think);
+            if let Some(habit @ Habit::RefusesOnce(code)) = self.habit
+                && let Some(refusal) = asked.refusal(code)
+            {
+                reply.bytes = refusal;
+                self.note(habit);
+                self.habit = None;
+            }
+            let (frame, start) = (self.with_habits(reply.bytes), end + reply.delivery.think);
             if !reply.delivery.late {
                 self.busy_until = Some(start + chars(frame.len()));
             }
@@ -187,6 +273,10 @@ impl Copper {
                 sent += chunk.len();
                 self.arriving.push_back((start + chars(sent), chunk.to_vec()));
             }
+            if let (Some(habit @ Habit::Trails(after)), TcpFraming::Rtu) = (self.habit, self.framing) {
+                self.arriving.push_back((start + chars(sent) + after, vec![0; 3]));
+                self.note(habit);
+            }
         }
         self.arriving.make_contiguous().sort_by_key(|(due, _)| *due);
         if let Some(waker) = self.waker.take() {
@@ -194,30 +284,64 @@ impl Copper {
         }
     }
 
-    fn is_gone(&self, generation: u64) -> bool {
-        self.state.unplugged || self.generation != generation
+    /// What the converter adds to a frame, or changes in it.
+    fn with_habits(&mut self, mut frame: Vec<u8>) -> Vec<u8> {
+        match (self.habit, self.framing) {
+            (Some(habit @ Habit::Leads(bytes)), TcpFraming::Rtu) => {
+                self.note(habit);
+                frame.splice(0..0, bytes.iter().copied());
+            }
+            (Some(habit @ Habit::Renumbers), TcpFraming::Tcp) => {
+                if let Some(low) = frame.get_mut(1) {
+                    self.note(habit);
+                    *low = low.wrapping_add(1);
+                }
+            }
+            _ => {}
+        }
+        frame
+    }
+
+    /// How the line of this generation ended, if it did.
+    fn ended(&self, generation: u64) -> Option<Ending> {
+        match (self.state.unplugged, self.generation == generation) {
+            (true, _) => Some(Ending::Unplugged),
+            (false, false) => Some(self.ending),
+            (false, true) => None,
+        }
     }
 }
 
 struct VirtualPort {
     line: VirtualLine,
     generation: u64,
+    number: u64,
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the device is gone")
+impl Ending {
+    fn error(self) -> io::Error {
+        match self {
+            Ending::Unplugged => io::Error::new(io::ErrorKind::BrokenPipe, "the device is gone"),
+            Ending::Closed => io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection"),
+            Ending::Reset => io::Error::from(io::ErrorKind::ConnectionReset),
+        }
+    }
 }
 
 impl Port for VirtualPort {
     fn take_input(&mut self, into: &mut Vec<u8>, most: usize) -> io::Result<()> {
         let mut copper = hold(&self.line.copper);
-        if copper.is_gone(self.generation) {
-            return Err(gone());
+        copper.hang_up_when_idle();
+        if let Some(ending) = copper.ended(self.generation) {
+            return Err(ending.error());
         }
         let now = Instant::now();
         while into.len() < most && copper.arriving.front().is_some_and(|(due, _)| *due <= now) {
             into.extend(copper.arriving.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+        }
+        if copper.flooding && copper.arriving.is_empty() {
+            copper.flood();
         }
         Ok(())
     }
@@ -237,8 +361,11 @@ impl AsyncRead for VirtualPort {
         loop {
             let due = {
                 let mut copper = hold(&self.line.copper);
-                if copper.is_gone(self.generation) {
-                    return Poll::Ready(Err(gone()));
+                copper.hang_up_when_idle();
+                match copper.ended(self.generation) {
+                    Some(Ending::Closed) => return Poll::Ready(Ok(())), // the end of the stream
+                    Some(ending) => return Poll::Ready(Err(ending.error())),
+                    None => {}
                 }
                 let due = copper.arriving.front().map(|(due, _)| *due);
                 if due.is_some_and(|due| due <= Instant::now())
@@ -249,10 +376,13 @@ impl AsyncRead for VirtualPort {
                     if !rest.is_empty() {
                         copper.arriving.push_front((due, rest));
                     }
+                    if copper.flooding && copper.arriving.is_empty() {
+                        copper.flood();
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 copper.waker = Some(cx.waker().clone());
-                due
+                due.into_iter().chain(copper.hangs_up_at()).min()
             };
             let Some(due) = due else { return Poll::Pending };
             let mut alarm = Box::pin(sleep_until(due));
@@ -267,10 +397,13 @@ impl AsyncRead for VirtualPort {
 impl AsyncWrite for VirtualPort {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut copper = hold(&self.line.copper);
-        if copper.is_gone(self.generation) {
-            return Poll::Ready(Err(gone()));
+        copper.hang_up_when_idle();
+        match copper.ended(self.generation) {
+            Some(Ending::Closed) => {} // what is sent into a closed connection is lost without a word
+            Some(ending) => return Poll::Ready(Err(ending.error())),
+            None if self.number <= copper.dead => copper.note(Habit::DropsOut),
+            None => copper.receive(bytes),
         }
-        copper.receive(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -288,6 +421,10 @@ impl Drop for VirtualPort {
         let mut copper = hold(&self.line.copper);
         if copper.generation == self.generation {
             copper.open = copper.open.saturating_sub(1);
+            if copper.flooding {
+                copper.flooding = false;
+                copper.arriving.clear();
+            }
         }
     }
 }
@@ -311,7 +448,10 @@ impl Ports for VirtualLines {
             }
             copper.open += 1;
             copper.most_open = copper.most_open.max(copper.open);
-            let port = VirtualPort { line: found.clone(), generation: copper.generation, alarm: None };
+            copper.opened += 1;
+            copper.used = Some(Instant::now());
+            let (generation, number) = (copper.generation, copper.opened);
+            let port = VirtualPort { line: found.clone(), generation, number, alarm: None };
             Ok(Box::new(port) as Box<dyn Port>)
         })
     }

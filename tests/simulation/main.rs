@@ -20,11 +20,23 @@ use std::{
 };
 
 use checks::{Tally, check};
+use meter_gateway::sim::Habit;
 use world::{Recipe, World};
 
 /// Seeds that found something, each with what it was.
 const FOUND: [u64; 1] = [
     10_074, // late answers of two meters on one line, one behind the other: each was taken for the next question's
+];
+/// What converters do, one of each kind.
+const HABITS: [Habit; 8] = [
+    Habit::ClosesWhenIdle { after: Duration::ZERO, reset: false },
+    Habit::ClosesWhenIdle { after: Duration::ZERO, reset: true },
+    Habit::DropsOut,
+    Habit::Leads(&[]),
+    Habit::Trails(Duration::ZERO),
+    Habit::RefusesOnce(0),
+    Habit::Renumbers,
+    Habit::Floods,
 ];
 /// Lines of a story that are printed: what led to a violation is mostly near its end.
 const STORY: usize = 120;
@@ -77,7 +89,8 @@ fn unsigned(line: &[u8]) -> String {
     record.to_string()
 }
 
-fn run_all(seeds: &[u64]) {
+/// What happened, and how often.
+fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     // Whoever only wants to know whether there is a fault (`plant.sh`) does not wait for all of them.
     let until_one_fails = std::env::var_os("UNTIL_ONE_FAILS").is_some();
@@ -138,12 +151,16 @@ fn run_all(seeds: &[u64]) {
         println!("  {fault:<28}{times:>8}");
     }
     assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n\n"));
+    faults
 }
 
 #[test]
 fn fixed_seeds() {
     let seeds: Vec<u64> = (1..41).chain(FOUND).collect();
-    run_all(&seeds);
+    let seen = run_all(&seeds);
+    for habit in HABITS {
+        assert!(seen.contains_key(habit.name()), "{habit:?} did not occur: {seen:?}");
+    }
 }
 
 #[test]

@@ -98,6 +98,8 @@ pub struct World {
     pub configured: Vec<(Utc, Arc<Settings>)>,
     /// Decides what is not drawn from `rng`, so that older seeds keep their histories.
     more: Rng,
+    /// Decides what converters do, so that older seeds keep the rest of their histories.
+    habits: Rng,
     /// The key that the site began with.
     pub first_key: Option<PublicKey>,
     /// Records among which a bit was flipped after billing had them.
@@ -192,6 +194,7 @@ impl World {
             configured: Vec::new(),
             settings,
             more,
+            habits: Rng::with_seed(recipe.seed ^ 0x68_6162_6974),
             first_key: None,
             damaged: Vec::new(),
             broker,
@@ -238,6 +241,7 @@ impl World {
             self.between_lives();
         }
         self.heal();
+        self.count_habits();
         self.tell("the last life, in peace");
         self.live(&[], RECOVERY, None);
         self.broker.pass_on();
@@ -412,6 +416,14 @@ impl World {
         });
         if !same {
             self.violations.push(format!("record {seq} was stored, and is not there any more"));
+        }
+    }
+
+    fn count_habits(&mut self) {
+        for line in self.lines.0.values() {
+            for (habit, times) in line.occurred() {
+                *self.faults.entry(habit).or_default() += times;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
+use fastrand::Rng;
 use meter_gateway::{
     app::{House, retain},
     billing::rotate,
@@ -10,7 +11,7 @@ use meter_gateway::{
     identity::Identity,
     ledger::{FileLedger, disk::sim::Fault as DiskFault},
     model::{Asker, Dec, Seq, Via},
-    sim::{Fault, LineState},
+    sim::{Fault, Habit, LineState},
 };
 use serde_json::json;
 
@@ -26,6 +27,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub(super) enum Event {
     Line(usize, LineState),
+    Habit(usize, Option<Habit>),
     Meter(usize, usize, Option<Fault>),
     Exchanged(usize, usize),
     Broker(Mode),
@@ -118,6 +120,7 @@ impl World {
         self.disk.limit(u64::MAX);
         for line in self.lines.0.values() {
             line.set(LineState::default());
+            line.take_up(None);
             for meter in line.meters().lock().unwrap().iter_mut() {
                 meter.faults().clear();
             }
@@ -201,6 +204,7 @@ impl World {
             }
         }
         self.plan_more(&mut plan, &lines);
+        self.plan_habits(&mut plan, lines.len());
         plan.sort_by_key(|(at, _)| *at);
         plan
     }
@@ -237,6 +241,49 @@ impl World {
                 let late = Fault::LateBy(Duration::from_millis(self.more.u64(250..900)));
                 plan.push((Duration::ZERO, Event::Meter(bus, meter, Some(late))));
             }
+        }
+    }
+
+    /// What converters do: at most one habit at a time on a bus, some of them for hours.
+    fn plan_habits(&mut self, plan: &mut Vec<(Duration, Event)>, buses: usize) {
+        const BEFORE: [&[u8]; 6] = [
+            &[0x00],
+            &[0xFF],
+            &[0x00, 0x00],
+            b"www.usr.cn",
+            &[0xD8, 0xB0, 0x4C, 0x01, 0x04, 0x18],
+            &[0x01, 0x83, 0x02],
+        ];
+        let rng = &mut self.habits;
+        let millis = |rng: &mut Rng, range: std::ops::Range<u64>| Duration::from_millis(rng.u64(range));
+        for bus in 0..buses {
+            if rng.u8(0..3) == 0 {
+                continue;
+            }
+            let leads = |rng: &mut Rng| Habit::Leads(BEFORE[rng.usize(0..BEFORE.len())]);
+            let trails = |rng: &mut Rng| Habit::Trails(millis(rng, 4..80));
+            let refuses = |rng: &mut Rng| Habit::RefusesOnce([0x01, 0x02, 0x03, 0x0C, 0x7F][rng.usize(0..5)]);
+            let closes =
+                |rng: &mut Rng| Habit::ClosesWhenIdle { after: millis(rng, 1500..40_000), reset: rng.bool() };
+            let habit = match (bus, rng.u8(0..6)) {
+                (0, 0..2) | (2, 0) => leads(rng),
+                (0, 2..4) | (2, 1) => trails(rng),
+                (_, 4) => refuses(rng),
+                (0, _) | (_, 5) => Habit::Floods, // a transmitter that is stuck
+                (_, 3) => Habit::DropsOut,
+                (1, 2) => Habit::Renumbers,
+                _ => closes(rng),
+            };
+            let secs = self.recipe.life.as_secs();
+            let at = if habit.costs_nothing() { rng.u64(0..60) } else { rng.u64(0..secs / 4) };
+            let at = Duration::from_secs(at);
+            let length = match habit {
+                Habit::Floods => rng.u64(60..900), // until somebody asks, at least
+                _ if habit.costs_nothing() => secs,
+                _ => rng.u64(60..1800),
+            };
+            plan.push((at, Event::Habit(bus, Some(habit))));
+            plan.push((at + Duration::from_secs(length), Event::Habit(bus, None)));
         }
     }
 
@@ -281,6 +328,12 @@ impl World {
                     line.set(*state);
                 }
                 if state.unplugged { "line unplugged" } else { "line echo" }
+            }
+            Event::Habit(bus, habit) => {
+                if let Some(line) = line(*bus) {
+                    line.take_up(*habit);
+                }
+                return; // counted by the line, when it occurs
             }
             Event::Meter(bus, meter, fault) => {
                 if let Some(line) = line(*bus)
