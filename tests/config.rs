@@ -6,6 +6,8 @@
 mod files;
 #[path = "config/hints.rs"]
 mod hints;
+#[path = "config/protocols.rs"]
+mod protocols;
 #[path = "config/same_device.rs"]
 mod same_device;
 #[path = "config/spreadsheet.rs"]

@@ -2,14 +2,15 @@
 //!
 //! Knows what a profile may say; knows nothing of files (the caller reads them) nor of other profiles.
 
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use std::{fmt, time::Duration};
 
 use toml::{Table as Toml, Value};
 
 use super::{
-    Kind, MAX_RECORD_BYTES, Point, Profile, Protocol, RequestLimits, SerialPoint, largest_record,
+    MAX_RECORD_BYTES, Point, Profile, Protocol, RequestLimits, SerialPoint, largest_record,
     section::{Faults, Section, is_bits, is_float},
     syntax::{SyntaxError, syntax_errors},
+    twice::twice,
 };
 use crate::{
     model::{Medium, PointName, Unit},
@@ -229,94 +230,6 @@ fn points(toml: &Toml, protocol: Option<Protocol>, faults: &mut Faults) -> Optio
     Some(points)
 }
 
-/// Names and places that stand there twice, also in rows that are faulty otherwise.
-fn twice(rows: &[Value], faults: &mut Faults) {
-    let rows: Vec<(usize, &str, Vec<Span>)> = (1..)
-        .zip(rows)
-        .map(|(number, row)| {
-            (number, row.get("name").and_then(Value::as_str).unwrap_or_default(), spans(row))
-        })
-        .collect();
-    for (at, (number, name, spans)) in rows.iter().enumerate() {
-        for (earlier, other_name, other_spans) in rows.iter().take(at) {
-            if name == other_name && !name.is_empty() {
-                let message = format!("{name} is already point[{earlier}]");
-                faults.add(&format!("point[{number}].name"), &message, None);
-            }
-            let shared = |here: &Span| other_spans.iter().find(|there| here.overlaps(there)).cloned();
-            let Some((here, there)) = spans.iter().find_map(|here| Some((here, shared(here)?))) else {
-                continue;
-            };
-            let message = format!(
-                "{name} and {other_name} (point[{earlier}]) share {} of {}: {}, {}",
-                here.unit,
-                here.whole,
-                here.range(),
-                there.range(),
-            );
-            faults.add(
-                &format!("point[{number}].{}", here.key),
-                &message,
-                Some("one of the two rows is mistyped"),
-            );
-        }
-    }
-}
-
-/// What a row takes of a table, of an identifier's data, or of a block.
-#[derive(Clone)]
-struct Span {
-    key: &'static str,
-    unit: &'static str,
-    whole: String,
-    first: i64,
-    count: i64,
-}
-
-impl Span {
-    fn overlaps(&self, other: &Span) -> bool {
-        self.whole == other.whole
-            && self.first < other.first + other.count
-            && other.first < self.first + self.count
-    }
-
-    fn range(&self) -> String {
-        match self.unit {
-            "words" => format!("{} words from {:#06X}", self.count, self.first),
-            _ => format!("{} bytes from {}", self.count, self.first),
-        }
-    }
-}
-
-fn spans(row: &Value) -> Vec<Span> {
-    let text = |key: &str| row.get(key).and_then(Value::as_str);
-    let whole = |key: &str, range: RangeInclusive<i64>| {
-        row.get(key).and_then(Value::as_integer).filter(|n| range.contains(n))
-    };
-    let Some(kind) = row.get("kind").and_then(|kind| kind.clone().try_into::<Kind>().ok()) else {
-        return Vec::new();
-    };
-    let words = text("table").zip(whole("address", 0..=0xFFFF)).map(|(table, first)| Span {
-        key: "address",
-        unit: "words",
-        whole: format!("one table, {table}"),
-        first,
-        count: kind.words().into(),
-    });
-    let bytes = |key, identifier: &str, first| Span {
-        key,
-        unit: "bytes",
-        whole: identifier.to_uppercase(),
-        first,
-        count: kind.bytes().into(),
-    };
-    let alone = text("di").map(|identifier| bytes("di", identifier, 0));
-    let block = text("block")
-        .zip(whole("offset", 0..=0xFF))
-        .map(|(identifier, offset)| bytes("offset", identifier, offset));
-    words.into_iter().chain(alone).chain(block).collect()
-}
-
 /// `None`: the protocol is faulty itself, and every key may be right.
 fn keys(
     protocol: Option<Protocol>,
@@ -388,6 +301,7 @@ fn is_cumulative(name: &str, unit: Unit) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Place;
 
     const GOOD: &str = r#"
 id = "acme-one"
@@ -533,6 +447,93 @@ source = "row 33"
             let seen = faults(from, to);
             assert!(
                 seen.iter().any(|(at, message)| at == place && message.contains(says)),
+                "{from} -> {to}: expected {says:?} at {place}, saw {seen:?}"
+            );
+        }
+    }
+
+    const DLT645: &str = r#"
+id = "acme-two"
+manufacturer = "Acme"
+model = "Two"
+medium = "electricity"
+protocol = "dlt645-2007"
+source = "manual 1.0"
+verification = "one live reading"
+turnaround_ms = 100
+
+[line]
+baud = 2400
+parity = "even"
+
+[[point]]
+name = "energy_import_total"
+di = "00010000"
+block = "0001FF00"
+offset = 0
+kind = "bcd32"
+scale = "0.01"
+unit = "kWh"
+digits = 8
+decimals = 2
+max_per_hour = "69"
+source = "row 1"
+
+[[point]]
+name = "demand_max"
+di = "01010000"
+length = 8
+kind = "bcd24"
+signed = true
+scale = "0.1"
+unit = "W"
+source = "row 2"
+
+[serial]
+di = "04000402"
+kind = "bcd48"
+source = "row 3"
+"#;
+
+    #[test]
+    fn a_profile_of_dlt645_is_read_as_written() {
+        let profile = load(DLT645, "acme-two.toml").unwrap();
+        assert_eq!(profile.protocol, Protocol::Dlt645);
+        assert_eq!(profile.line.unwrap().to_string(), "2400 8E1");
+        let places: Vec<String> = profile.points.iter().map(|point| point.cell.place.to_string()).collect();
+        assert_eq!(places, ["00010000, or 0001FF00 from byte 0", "01010000"]);
+        let Place::Dlt645(demand) = profile.points[1].cell.place else { panic!() };
+        assert_eq!((demand.length, profile.points[1].cell.encoding.signed), (8, true));
+        assert_eq!(profile.points[0].cell.sentinels, vec![vec![0xFF; 4]], "FF is what the meter has not");
+    }
+
+    #[test]
+    fn each_mistake_in_a_profile_of_dlt645_is_named_where_it_is() {
+        for (from, to, place, says) in [
+            ("turnaround_ms", "max_words = 20\nturnaround_ms", "max_words", "unknown key"),
+            ("\"dlt645-2007\"", "\"dlt645\"", "protocol", "expected modbus or dlt645-2007"),
+            ("baud = 2400", "baud = 24", "line.baud", "300 to 921600"),
+            ("parity = \"even\"", "", "line.parity", "missing"),
+            ("[line]\nbaud = 2400\nparity = \"even\"", "line = 2400", "line", "expected a table"),
+            ("di = \"00010000\"", "", "point[1].di", "missing"),
+            ("di = \"00010000\"", "di = \"0001\"", "point[1].di", "8 hexadecimal digits"),
+            ("di = \"00010000\"", "di = \"0001000G\"", "point[1].di", "8 hexadecimal digits"),
+            ("di = \"00010000\"", "di = \"0001FF00\"", "point[1].block", "value alone"),
+            ("di = \"01010000\"", "di = \"00010000\"", "point[2].di", "share bytes"),
+            ("offset = 0", "", "point[1].offset", "missing"),
+            ("offset = 0", "offset = 193", "point[1].offset", "0 to 192"),
+            ("block = \"0001FF00\"", "", "point[1].offset", "belongs to a block"),
+            ("length = 8", "length = 2", "point[2].length", "3 to 196"),
+            ("kind = \"bcd32\"", "kind = \"u32\"", "point[1].kind", "expected bcd16"),
+            ("kind = \"bcd32\"", "kind = \"bits16\"", "point[1].unit", "unit 1"),
+            ("kind = \"bcd32\"", "kind = \"bcd32\"\norder = \"DCBA\"", "point[1].order", "unknown key"),
+            ("signed = true", "signed = \"yes\"", "point[2].signed", "true or false"),
+            ("length = 8", "block = \"0001FF00\"\noffset = 2", "point[2].offset", "share bytes of 0001FF00"),
+        ] {
+            assert!(DLT645.contains(from), "{from}");
+            let seen = load(&DLT645.replacen(from, to, 1), "acme-two.toml").unwrap_err();
+            assert!(
+                seen.iter().any(|fault| fault.place == place && fault.message.contains(says)),
                 "{from} -> {to}: expected {says:?} at {place}, saw {seen:?}"
             );
         }

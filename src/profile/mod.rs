@@ -12,6 +12,7 @@ mod plan;
 mod section;
 mod size;
 mod syntax;
+mod twice;
 
 pub use catalogue::Catalogue;
 pub use decode::{Decoded, decode, encode};

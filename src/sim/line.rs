@@ -369,7 +369,7 @@ mod tests {
         model::Dec,
         profile::Catalogue,
         protocol::{
-            Found, Parity,
+            Found, Parity, Transaction as _, dlt645,
             modbus::{rtu_fault, rtu_reply},
         },
         sim::{Fault, SimMeter, request::frame, share},
@@ -502,6 +502,68 @@ mod tests {
         assert_eq!(received.len(), 9, "only the first is answered");
         line.forget();
         assert_eq!((line.requests(), line.collisions(), line.shortest_silence()), (0, 0, None));
+    }
+
+    fn dlt645(address: &str) -> SimMeter {
+        let profile = Catalogue::builtin().get("dlt645-2007-three-phase").unwrap();
+        let mut meter = SimMeter::new(address.parse::<dlt645::Address>().unwrap(), profile, 1);
+        meter.set_wire(Wire { baud: 2400, parity: Parity::Even, stop_bits: 1 });
+        meter.set("voltage_l1", "230.2".parse::<Dec>().unwrap());
+        meter
+    }
+
+    fn tune(port: &File, baud: u32) {
+        let mut settings = termios::tcgetattr(port).unwrap();
+        settings.make_raw();
+        settings.set_speed(baud).unwrap();
+        termios::tcsetattr(port, termios::OptionalActions::Now, &settings).unwrap();
+    }
+
+    /// What comes after this request at this speed.
+    fn say(port: &mut File, baud: u32, request: &[u8]) -> Vec<u8> {
+        tune(port, baud);
+        port.write_all(request).unwrap();
+        listen(port, Duration::from_millis(200)).0
+    }
+
+    #[test]
+    fn on_a_mixed_line_each_meter_hears_its_own_speed_alone() {
+        let line = line(vec![meter(1), dlt645("202107300049")]);
+        let mut port = open(&line);
+        let modbus = frame(1, &READ);
+        let read = dlt645::Read::data("02010100".parse().unwrap(), 2);
+        let asked = dlt645::ReadTransaction::new("202107300049".parse().unwrap(), read);
+        for (baud, request, length) in [
+            (9600, modbus.as_slice(), REPLY_CHARS as usize),
+            (2400, modbus.as_slice(), 0),
+            (9600, asked.request(), 0),
+            (2400, asked.request(), 4 + 18),
+        ] {
+            let received = say(&mut port, baud, request);
+            assert_eq!(received.len(), length, "{baud} {request:02X?}: {received:02X?}");
+        }
+        let received = say(&mut port, 2400, asked.request());
+        assert_eq!(asked.find(&received), Found::Frame(4..22));
+        assert_eq!(received[18..20], [0x02 + 0x33, 0x23 + 0x33], "230.2, the lowest byte first");
+        // A reply that comes when the port is set up otherwise is something else.
+        tune(&port, 2400);
+        port.write_all(asked.request()).unwrap();
+        let sent = Instant::now();
+        while sent.elapsed() < Duration::from_millis(5) || line.requests() < 6 {
+            std::thread::yield_now();
+        }
+        tune(&port, 9600);
+        let (received, _) = listen(&mut port, Duration::from_millis(300));
+        assert!(!received.is_empty() && !matches!(asked.find(&received), Found::Frame(_)), "{received:02X?}");
+    }
+
+    #[test]
+    fn what_a_wildcard_brings_from_two_meters_is_neither_s_answer() {
+        let line = line(vec![dlt645("202107300049"), dlt645("181226034194")]);
+        let mut port = open(&line);
+        let asked = dlt645::ReadTransaction::new(dlt645::Address::ANYBODY, dlt645::Read::Address);
+        let received = say(&mut port, 2400, asked.request());
+        assert!(!received.is_empty() && !matches!(asked.find(&received), Found::Frame(_)), "{received:02X?}");
     }
 
     #[test]
