@@ -212,6 +212,27 @@ async fn a_broker_that_dies_and_forgets_costs_nothing() {
     gateway.stop().await;
 }
 
+/// After six attempts that failed, pauses that double have reached half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_was_away_for_six_attempts_is_found_within_seconds() {
+    let mut broker = Mosquitto::open();
+    let mut billing = Consumer::start(broker.port, &format!("{BASE}/records"), None).await;
+    let ledger = MemoryLedger::new();
+    ledger.store(1);
+    let mut gateway = Gateway::start(settings(broker.port, MqttVersion::V5), &ledger);
+    gateway.until("the first record", |s| s.acknowledged == 1).await;
+    broker.kill();
+    gateway.until("the loss is noticed", |s| !s.connected).await;
+    ledger.store(1);
+    let before = gateway.state.borrow().session;
+    gateway.until("six attempts", |s| s.session >= before + 6).await;
+    broker.start();
+    let back = std::time::Instant::now();
+    records_to(2, &mut billing).await;
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    gateway.stop().await;
+}
+
 impl Consumer {
     async fn records_to_at_least(&mut self, count: usize) -> Vec<u64> {
         let mut seqs = Vec::new();

@@ -256,6 +256,8 @@ impl Session {
     fn go_online(&mut self, now: Instant) {
         self.phase = Phase::Online;
         self.online_since = Some(now);
+        // Who was not there before may be now: each connection tries at once.
+        (self.refusals, self.paused_until) = (0, None);
         self.moved = now;
         self.owed.online(now);
     }
