@@ -446,6 +446,7 @@ impl Ports for VirtualLines {
             if copper.state.unplugged {
                 return Err(absent());
             }
+            copper.wire = copper.own; // as whoever opens it sets it up
             copper.open += 1;
             copper.most_open = copper.most_open.max(copper.open);
             copper.opened += 1;

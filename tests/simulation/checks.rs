@@ -7,7 +7,7 @@ use meter_gateway::{
     billing::proof::Lines,
     ledger::{audit::audit_with, meta::Meta},
     model::{Dec, MeterId, Reading, Seq, Utc},
-    profile::{bytes_of, decode},
+    profile::{Protocol, bytes_of, decode},
     protocol::hex,
     sim::Shown,
 };
@@ -28,6 +28,8 @@ const AROUND_A_STEP: TimeDelta = TimeDelta::seconds(60);
 pub struct Tally {
     pub records: u64,
     pub values_proved: u64,
+    /// Of these, those that came over DL/T 645.
+    pub dlt645: u64,
     pub slots: u64,
     pub duplicates: u64,
     pub early: u64,
@@ -96,7 +98,7 @@ pub fn check(world: &mut World) -> Tally {
             found.push(format!("record {}: {never}, for no reason", record["seq"]));
         }
     }
-    let values_proved = check_values(world, &records, &mut found);
+    let (values_proved, dlt645) = check_values(world, &records, &mut found);
     let slots = check_slots(world, &records, &mut found);
     for (name, line) in &world.lines.0 {
         if line.most_open() > 1 {
@@ -107,15 +109,16 @@ pub fn check(world: &mut World) -> Tally {
         }
     }
     world.violations.extend(found);
-    Tally { values_proved, slots, ..tally }
+    Tally { values_proved, dlt645, slots, ..tally }
 }
 
 pub fn reading(record: &Value) -> Option<Reading> {
     (record.get("type")? == "reading").then(|| serde_json::from_value(record.clone()).ok())?
 }
 
-/// Every value was shown by this very meter, at this very address, at that time.
-fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u64 {
+/// Every value was shown by this very meter, at this very address, at that time. How many were, and how many of them over
+/// DL/T 645.
+fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> (u64, u64) {
     let times = world.house_times.lock().unwrap_or_else(PoisonError::into_inner);
     // The house's time just before and just after.
     let around = |step: &Utc| [times.range(..=*step).next_back(), times.range(*step..).next()];
@@ -142,7 +145,7 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
             }
         }
     }
-    let mut proved = 0;
+    let (mut proved, mut dlt645) = (0, 0);
     for record in records {
         let Some(reading) = reading(record) else { continue };
         let Some(taken_at) = reading.taken_at else { continue };
@@ -184,9 +187,10 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> u6
                 found.push(format!("record {}: {name}: {raw} is not {:?}", record["seq"], value.value));
             }
             proved += 1;
+            dlt645 += u64::from(meter.profile.protocol == Protocol::Dlt645);
         }
     }
-    proved
+    (proved, dlt645)
 }
 
 fn by_bus(world: &World) -> Vec<&meter_gateway::sim::VirtualLine> {

@@ -24,6 +24,8 @@ const TYPES: [&str; 6] = [
     "eastron-sdm630",
     "bove-ultrasonic-water",
 ];
+/// A type that speaks another protocol, and on a serial device at settings of its own.
+const DLT645: &str = "dlt645-2007-three-phase";
 /// Where a site may lie, and days around which its clocks change or its year does.
 const PLACES: [(&str, &[&str]); 4] = [
     ("Asia/Shanghai", &["2027-12-25T00:00:00Z"]),
@@ -68,6 +70,15 @@ impl Site {
         Site { zone, begin, interval, receipts, buses, intervals: BTreeMap::new(), removed: BTreeSet::new() }
     }
 
+    /// On every third site lines of Modbus RTU have meters of DL/T 645 too.
+    pub fn mix(&mut self, rng: &mut Rng) {
+        if rng.u8(0..3) == 0 {
+            for bus in self.buses.iter_mut().step_by(2) {
+                bus.extend(std::iter::repeat_n(DLT645, rng.usize(1..=2)));
+            }
+        }
+    }
+
     /// Days after `begin` in which a run may start: a season where clocks stay, a day where they change.
     pub fn season(&self) -> i64 {
         if self.zone == "Asia/Shanghai" { 90 } else { 1 }
@@ -110,9 +121,14 @@ impl Site {
                 if self.removed.contains(&(bus, unit)) {
                     continue;
                 }
+                let (address, own) = match (*profile == DLT645, bus) {
+                    (false, _) => (unit.to_string(), ""),
+                    (true, 0) => (format!("{unit:012}"), "baud = 2400\nparity = \"even\"\n"),
+                    (true, _) => (format!("{unit:012}"), ""),
+                };
                 write!(
                     text,
-                    "[[meter]]\nid = \"M-{bus}-{unit}\"\nbus = \"b{bus}\"\naddress = \"{unit}\"\nprofile = \"{profile}\"\n"
+                    "[[meter]]\nid = \"M-{bus}-{unit}\"\nbus = \"b{bus}\"\naddress = \"{address}\"\nprofile = \"{profile}\"\n{own}"
                 )
                 .unwrap();
                 if let Some(interval) = self.intervals.get(&(bus, unit)) {

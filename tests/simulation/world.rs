@@ -141,7 +141,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("data")).unwrap();
         let mut more = Rng::with_seed(recipe.seed ^ 0x6d6f_7265);
-        let site = Site::draw(&mut rng, &mut more);
+        let mut site = Site::draw(&mut rng, &mut more);
+        site.mix(&mut Rng::with_seed(recipe.seed ^ 0x6d69_7865));
         let mut recipe = recipe;
         if site.interval == 0 {
             recipe.life = BUSY_LIFE; // some ten thousand records an hour
@@ -165,7 +166,13 @@ impl World {
         for bus in &settings.buses {
             let meters = settings.meters.iter().filter(|meter| meter.bus == bus.id);
             let meters = meters
-                .map(|meter| SimMeter::new(meter.address, meter.profile.clone(), rng.u64(..)))
+                .map(|meter| {
+                    let mut twin = SimMeter::new(meter.address, meter.profile.clone(), rng.u64(..));
+                    if let Some(wire) = meter.wire {
+                        twin.set_wire(wire);
+                    }
+                    twin
+                })
                 .collect();
             let (name, framing) = match &bus.link {
                 config::Link::Serial { device, .. } => (device.display().to_string(), TcpFraming::Rtu),
