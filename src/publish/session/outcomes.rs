@@ -151,8 +151,14 @@ impl Session {
             }
             _ => {}
         }
-        if good || in_flight.is_some() {
+        // Who takes an id over leaves the broker where it is: one that cannot be reached was away.
+        let away =
+            lasted.is_none() && cause == Cause::Closed && matches!(self.phase, Phase::Connecting { .. });
+        if good || in_flight.is_some() || away {
             self.idle_ends = 0;
+        }
+        if away {
+            self.taken_over = 0;
         }
         if cause == Cause::TakenOver {
             self.taken_over += 1;

@@ -201,6 +201,25 @@ fn another_client_with_our_id_is_named_and_the_pauses_grow_at_once() {
 }
 
 #[test]
+fn a_broker_that_is_away_again_and_again_is_no_other_client() {
+    let mut peer = Peer::new(vec![]);
+    peer.run(MINUTE * 2);
+    for _ in 0..5 {
+        assert!(peer.session.is_online());
+        peer.end(Cause::Closed);
+        let Action::WaitUntil(Some(until)) = peer.session.poll(peer.now) else { panic!("it waits") };
+        peer.now = until;
+        assert_eq!(peer.session.poll(peer.now), Action::Connect);
+        peer.end(Cause::Closed);
+        while !peer.session.is_online() {
+            peer.run(Duration::from_millis(50));
+        }
+        peer.run(Duration::from_secs(5));
+    }
+    assert!(!peer.session.is_taken_over());
+}
+
+#[test]
 fn without_mqtt_5_idle_connections_that_end_early_are_taken_for_another_client() {
     let mut peer = Peer::new(vec![]);
     peer.run(MINUTE * 2);
