@@ -192,15 +192,17 @@ impl ServerCertVerifier for Explaining {
     }
 }
 
+const PORT: &str = "mqtts:// in mqtt.url needs the broker's TLS port (often 8883)";
+
 /// The handshake with `host` failed.
 pub fn handshake(error: &std::io::Error, host: &str) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => format!("TLS: {why}"),
-        Some(Error::InvalidMessage(_)) => format!(
-            "{host} does not speak TLS on this port: {error}\n  hint: mqtts:// needs the broker's TLS port (often 8883)"
-        ),
+        Some(Error::InvalidMessage(_)) => {
+            format!("{host} does not speak TLS on this port: {error}\n  hint: {PORT}")
+        }
         Some(error) => alert(error),
-        None => format!("TLS with {host}: {error}"),
+        None => format!("{host} hung up on TLS: {error}\n  hint: {PORT}"),
     }
 }
 
