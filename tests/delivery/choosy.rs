@@ -1,10 +1,5 @@
 //! Brokers that do not take everything, that say why, or that are behind a slow line.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
-
 use meter_gateway::config::MqttVersion;
 
 use super::{
@@ -150,16 +145,12 @@ async fn a_slow_uplink_drains_a_backlog_at_its_rate() {
         let line = line::Line::start(broker.port, rate);
         let count = rate * 20 / 350; // twenty seconds and more
         let ledger = stored(count).await;
-        let started = Instant::now();
         let mut gateway = Gateway::start(settings(line.port, version), &shared(&ledger));
         gateway.until("everything is acknowledged", |s| s.acknowledged == count).await;
-        let (took, bytes) = (started.elapsed(), line.up.load(Ordering::Relaxed));
+        line.assert_well_used(&format!("{kbit} kbit/s"));
         gateway.stop().await;
         check(&broker, &*ledger, count);
         let twice = broker.journal(|j| j.order.len() as u64 - count);
-        let ideal = Duration::from_millis(bytes * 1000 / rate);
-        assert!(took < ideal * 12 / 10, "{kbit} kbit/s: {took:?}, at best {ideal:?}");
         assert!(twice * 100 <= count * 2, "{kbit} kbit/s: {twice} of {count} went twice");
-        assert_eq!(line.connections.load(Ordering::Relaxed), 1, "{kbit} kbit/s");
     }
 }
