@@ -12,6 +12,7 @@ mod parked;
 mod ports;
 mod receipts;
 mod records;
+mod retained;
 
 pub use ports::{Context, Incoming, Inventory, Outgoing, PublisherState};
 
@@ -47,6 +48,7 @@ use crate::{
 
 use compare::Comparison;
 use own::RESPONSE_SCHEMA;
+use retained::Retained;
 
 /// At least so long between two of them: several things change at once when something happens.
 const STATUS_DEBOUNCE: Duration = Duration::from_secs(1);
@@ -111,6 +113,7 @@ struct Driver {
     taken_over: bool,
     /// The broker keeps retained messages.
     retain: bool,
+    retained: Retained,
     /// Topics of messages that were too large for us.
     too_large: BTreeSet<String>,
     nobody_listens: bool,
@@ -171,6 +174,7 @@ impl Driver {
             records_first: false,
             taken_over: false,
             retain: true,
+            retained: Retained::default(),
             too_large: BTreeSet::new(),
             nobody_listens: false,
             refused: false,
@@ -298,7 +302,7 @@ impl Driver {
             client_id: self.settings.client_id.clone(),
             login: self.settings.username.clone().map(|name| (name, password)),
             tls,
-            will: self.status_message(false),
+            will: Message { retain: self.retained.offer(), ..self.status_message(false) },
         })
     }
 
@@ -306,6 +310,7 @@ impl Driver {
         let now = Instant::now().into_std();
         match event {
             LinkEvent::Connected { receive_max, keep_alive, retain, .. } => {
+                let retain = self.retained.connected(retain);
                 self.keeps_retained(retain);
                 self.compare(Event::Connected { receive_max, keep_alive }, retain);
             }
@@ -391,8 +396,13 @@ impl Driver {
 
     fn lose(&mut self, why: &str, cause: Cause) {
         self.link = None;
-        if cause == Cause::NoRetain {
-            self.keeps_retained(false);
+        match cause {
+            Cause::NoRetain => {
+                self.retained.refused();
+                self.keeps_retained(false);
+            }
+            Cause::NoConnack => self.retained.no_connack(),
+            _ => {}
         }
         self.asked.clear();
         self.unheard.clear();

@@ -105,6 +105,8 @@ pub enum Cause {
     TakenOver,
     /// It keeps no retained messages, and does not take any.
     NoRetain,
+    /// It was closed before the CONNACK.
+    NoConnack,
     /// A reason was given, and it is none of these.
     Said,
 }

@@ -7,6 +7,10 @@ fn said(text: impl Into<String>) -> Failure {
     Failure { cause: Cause::Said, text: text.into() }
 }
 
+fn no_connack(text: String) -> Failure {
+    Failure { cause: Cause::NoConnack, text }
+}
+
 /// TCP or TLS took too long.
 pub(super) fn no_connection(offer: &Offer) -> Failure {
     said(format!("{} port {} does not answer", offer.host, offer.port))
@@ -23,7 +27,7 @@ pub(super) fn closed(version: MqttVersion, connected: bool, leaving: bool) -> Fa
         (_, true) => said("disconnected"),
         (true, false) => Failure::from("the broker closed the connection without a word"),
         (false, false) => {
-            said(format!("the broker closed the connection before its CONNACK{}", old_broker(version)))
+            no_connack(format!("the broker closed the connection before its CONNACK{}", old_broker(version)))
         }
     }
 }
@@ -36,15 +40,20 @@ pub(super) fn broken(error: &std::io::Error, version: MqttVersion, connected: bo
     if connected {
         return Failure::from(format!("the connection to the broker broke: {error}").as_str());
     }
-    said(format!("the connection to the broker broke before its CONNACK: {error}{}", old_broker(version)))
+    no_connack(format!(
+        "the connection to the broker broke before its CONNACK: {error}{}",
+        old_broker(version)
+    ))
 }
 
 fn old_broker(version: MqttVersion) -> &'static str {
     match version {
         MqttVersion::V5 => {
-            "\n  hint: a broker without MQTT 5 may do so; try mqtt.version = \"3.1.1\", and look at the broker's log"
+            "\n  hint: a broker without MQTT 5 may do so (try mqtt.version = \"3.1.1\"), and a TLS port (mqtts:// in mqtt.url); look at the broker's log"
         }
-        MqttVersion::V311 => "\n  hint: look at the broker's log",
+        MqttVersion::V311 => {
+            "\n  hint: is it a TLS port? Then mqtts:// in mqtt.url; else look at the broker's log"
+        }
     }
 }
 
