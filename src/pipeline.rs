@@ -89,7 +89,11 @@ impl Judge for BusJudge {
             let Sweep { meter, ticket, keep, .. } = sweep;
             return Judgement::Again(Surprise { meter, ticket, keep, points: Vec::new() });
         };
-        let draught = known.look(&sweep, clock);
+        let mut draught = known.look(&sweep, clock);
+        self.note_twin(&sweep, &mut draught);
+        let Some(known) = self.meters.get_mut(sweep.meter) else {
+            return Judgement::Done(Box::new(draught.reading));
+        };
         if sweep.class == Class::Confirmation
             && let Some(first) = known.first.remove(&sweep.ticket)
         {
@@ -103,6 +107,29 @@ impl Judge for BusJudge {
             return Judgement::Again(Surprise { meter, ticket, keep, points });
         }
         Judgement::Done(Box::new(known.conclude(draught)))
+    }
+}
+
+impl BusJudge {
+    /// Two meters of the bus with one serial number are likely one device that answers at two addresses.
+    fn note_twin(&self, sweep: &Sweep, draught: &mut Draught) {
+        let read = sweep.asked.iter().any(|asked| {
+            asked.ask.kind == AskKind::Serial && matches!(asked.outcome, Outcome::Answered { .. })
+        });
+        let Some(known) = self.meters.get(sweep.meter).filter(|_| read) else { return };
+        let Some(serial) = known.serial_seen.as_deref().filter(|serial| *serial != "0") else { return };
+        let mut others = self.meters.iter().enumerate().filter(|(position, _)| *position != sweep.meter);
+        let Some((_, twin)) = others.find(|(_, other)| other.serial_seen.as_deref() == Some(serial)) else {
+            return;
+        };
+        let (meter, twin) = (known.meter.id.as_str(), twin.meter.id.as_str());
+        tracing::warn!(
+            meter,
+            other = twin,
+            serial,
+            "two meters of the line tell one serial number: one device at two addresses would be billed twice"
+        );
+        draught.reading.evidence.insert("same_serial".to_owned(), json!({"serial": serial, "meter": twin}));
     }
 }
 

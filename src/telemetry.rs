@@ -223,6 +223,7 @@ impl Telemetry {
                 "bus": id,
                 "up": health.up,
                 "fault": health.fault,
+                "looks_like": health.looks_like,
                 "since": health.since.map(rfc3339),
                 "answered": health.answered,
                 "silent": health.silent,
@@ -275,6 +276,7 @@ fn meter_json(meter: &MeterHealth, bus: &BusHealth) -> Value {
         "timeout_ms": millis(meter.patience.timeout()),
         "timeout_limit_ms": millis(meter.patience.limit()),
         "near_timeout": meter.patience.is_near_limit(),
+        "suspicion": meter.suspicion,
         "slot": slot.map(|slot| json!({
             "scheduled_at": rfc3339(slot.scheduled_at),
             "taken_at": slot.taken_at.map(rfc3339),

@@ -15,6 +15,8 @@ pub struct BusHealth {
     pub up: bool,
     /// Why it is not.
     pub fault: Option<String>,
+    /// What it looks like while nobody answers.
+    pub looks_like: Option<&'static str>,
     /// Since when `up` or `fault` holds.
     pub since: Option<Utc>,
     /// Exchanges by outcome.
@@ -52,6 +54,8 @@ pub struct MeterHealth {
     pub late: Option<Duration>,
     /// How long it is waited for, and its usual time.
     pub patience: Patience,
+    /// What its replies look like, where something is wrong with them.
+    pub suspicion: Option<&'static str>,
     /// How its last slot ended.
     pub slot: Option<EndedSlot>,
     /// When its register was last read in a slot.
@@ -72,6 +76,7 @@ impl MeterHealth {
             backed_off: false,
             slowest: Duration::ZERO,
             late: None,
+            suspicion: None,
             patience: Patience::new(timeout),
             slot: None,
             last_value: None,

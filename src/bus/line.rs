@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::port::{Port, Ports};
+use super::{
+    diagnosis::Heard,
+    port::{Port, Ports},
+};
 use crate::{
     clock::Clock,
     config::Link,
@@ -41,21 +44,23 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// asked (this gateway before a crash) may still be answered, and nobody remembers what it was.
 const QUIET_AT_OPENING: Duration = Duration::from_secs(1);
 /// How long such a silence is waited for.
-const LONGEST_OPENING: Duration = Duration::from_secs(5);
+const LONGEST_OPENING: Duration = Duration::from_millis(1500);
 /// Quiet behind a damaged reply that ends it: USB adapters deliver in packets of 16 ms.
 const DAMAGE_GAP: Duration = Duration::from_millis(20);
 /// The same behind a network: serial servers deliver in packets of some tens of milliseconds.
 const NETWORK_DAMAGE_GAP: Duration = Duration::from_millis(50);
 /// Least time that is listened for a second reply, however soon after the first request the second was made.
 const LEAST_LINGER: Duration = Duration::from_millis(200);
+/// A second reply to one request comes within so long, where two meters have one address.
+const DOUBLED_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes that nobody has asked for, within one wait between exchanges: some seconds of the fastest serial line.
 const MOST_UNASKED: usize = 64 * 1024;
 /// Frames kept until somebody takes the report: one exchange has three or four.
 const MOST_FRAMES: usize = 64;
 /// Exchanges without a single byte after which a network connection is made anew: it may be dead without a word.
-const DEAF_EXCHANGES: u32 = 6;
+const DEAF_EXCHANGES: u32 = 3;
 /// The same at most: doubled each time the new connection brings nothing either.
-const MOST_DEAF_EXCHANGES: u32 = 384;
+const MOST_DEAF_EXCHANGES: u32 = 192;
 
 /// What is asked, of whom, and for how long.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +89,8 @@ pub struct Line {
     /// Of the last request.
     number: u16,
     pending: Vec<Pending>,
+    /// What was answered last.
+    answered: Option<(Pending, Vec<u8>)>,
     /// What came since the last request.
     received: Vec<u8>,
     last_activity: Instant,
@@ -101,6 +108,10 @@ pub struct Report {
     pub late: Vec<(Address, Duration)>,
     /// A connection on which nothing came for long was made anew.
     pub renewed: bool,
+    /// What came instead of a reply.
+    pub heard: Option<Heard>,
+    /// Who gave a second, different reply to one request.
+    pub doubled: Option<Address>,
 }
 
 /// What a reply leads to.
@@ -113,6 +124,8 @@ enum Step {
 
 struct Arrived {
     frame: Vec<u8>,
+    /// What came behind it.
+    behind: Vec<u8>,
     at: Instant,
     wall: Utc,
 }
@@ -133,6 +146,7 @@ impl Line {
             tuned: None,
             number: 0,
             pending: Vec::new(),
+            answered: None,
             received: Vec::new(),
             last_activity: Instant::now(),
             report: Report::default(),
@@ -263,11 +277,13 @@ impl Line {
         let arrived = self.wait_for_reply(asked.as_ref(), deadline).await?;
 
         let this = Pending::new(query.address, asked, sent_by);
-        let Some(Arrived { frame, at, wall }) = arrived else {
+        let Some(Arrived { frame, behind, at, wall }) = arrived else {
             return Ok(Step::Ended(self.give_up(this, query, late_before).await?));
         };
         let (reply, rest) = (this.asked.decode(&frame), this.asked.follow_up(&frame));
-        if let Some(outcome) = self.doubt(this, &frame).await? {
+        let doubtful = self.doubt(this, frame).await?;
+        self.note_unasked(&behind);
+        if let Some(outcome) = doubtful {
             return Ok(Step::Ended(outcome));
         }
         Ok(rest.map_or_else(
@@ -356,10 +372,11 @@ impl Line {
                 Found::Frame(range) => {
                     let frame = self.received.get(range.clone()).unwrap_or_default().to_vec();
                     let before = self.received.get(..range.start).unwrap_or_default().to_vec();
+                    let behind = self.received.get(range.end..).unwrap_or_default().to_vec();
                     let wall = self.clock.wall();
                     self.note_unasked(&before);
                     self.note('<', &frame);
-                    return Ok(Some(Arrived { frame, at: self.last_activity, wall }));
+                    return Ok(Some(Arrived { frame, behind, at: self.last_activity, wall }));
                 }
             }
             note_late(&mut self.pending, &self.received, &mut self.report);
@@ -375,6 +392,7 @@ impl Line {
         self.note_unasked(&received);
         let damaged = this.asked.find(&received) == Found::Damaged;
         let fault = this.asked.fault(&received);
+        self.report.heard = Some(heard(this.asked.as_ref(), &received));
         self.received = received;
         let late = self.report.late.get(late_before..).unwrap_or_default();
         let late = late.iter().find(|(address, _)| *address == query.address).map(|(_, late)| *late);
@@ -397,10 +415,13 @@ impl Line {
 
     /// A frame that could be a pending reply is the answer to this request only if no second one follows. Whatever is
     /// uncertain is no answer.
-    async fn doubt(&mut self, this: Pending, frame: &[u8]) -> io::Result<Option<Outcome>> {
+    async fn doubt(&mut self, this: Pending, frame: Vec<u8>) -> io::Result<Option<Outcome>> {
         let rivals: Vec<&Pending> =
-            self.pending.iter().filter(|pending| pending.could_be(frame, this.asked.as_ref())).collect();
-        let Some(first) = rivals.iter().map(|rival| rival.sent).min() else { return Ok(None) };
+            self.pending.iter().filter(|pending| pending.could_be(&frame, this.asked.as_ref())).collect();
+        let Some(first) = rivals.iter().map(|rival| rival.sent).min() else {
+            self.answered = Some((this, frame));
+            return Ok(None);
+        };
         let same = rivals.iter().all(|rival| rival.asked.request() == this.asked.request());
         // A meter that is late by the same time each time answers this one no later than that.
         let span = this.sent.saturating_duration_since(first);
@@ -410,7 +431,7 @@ impl Line {
             self.pending.push(this);
             return Ok(Some(Outcome::Silent { late: Some(late) }));
         }
-        self.pending.retain(|pending| !pending.could_be(frame, this.asked.as_ref()));
+        self.pending.retain(|pending| !pending.could_be(&frame, this.asked.as_ref()));
         if same {
             return Ok(None);
         }
@@ -459,13 +480,37 @@ impl Line {
             return;
         }
         self.note('!', bytes);
+        let late_before = self.report.late.len();
         note_late(&mut self.pending, bytes, &mut self.report);
+        if self.report.late.len() == late_before
+            && let Some((answered, frame)) = &self.answered
+            && answered.age() < DOUBLED_WITHIN
+            && let Found::Frame(range) = answered.asked.find(bytes)
+            && bytes.get(range) != Some(frame)
+        {
+            self.report.doubled = Some(answered.address);
+        }
     }
 
     fn note(&mut self, mark: char, bytes: &[u8]) {
         if self.report.frames.len() < MOST_FRAMES {
             self.report.frames.push(Traced { at: self.clock.wall(), mark, bytes: bytes.to_vec() });
         }
+    }
+}
+
+/// What came instead of a reply.
+fn heard(asked: &dyn Transaction, received: &[u8]) -> Heard {
+    if received.is_empty() {
+        Heard::Nothing
+    } else if received == asked.request() {
+        Heard::Echo
+    } else if let Some(text) = asked.other_form(received) {
+        Heard::OtherForm(text)
+    } else if asked.holds_frames(received) {
+        Heard::Others
+    } else {
+        Heard::Noise
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Knows profiles and protocols; does not know what a reading is worth (that is `validate`) nor where it goes.
 
+mod diagnosis;
 mod handed;
 mod health;
 mod line;
@@ -10,6 +11,7 @@ pub mod readings;
 mod schedule;
 mod task;
 
+pub use diagnosis::{Diagnosis, Heard};
 pub use handed::Handed;
 pub use health::{BusHealth, EndedSlot, MeterHealth, NoValue};
 pub use line::{Line, Query, Report, Trace, Traced};

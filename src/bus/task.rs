@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    diagnosis::{Diagnosis, Heard, Suspicion},
     handed::Handed,
     health::{BusHealth, EndedSlot, MeterHealth},
     line::Line,
@@ -23,8 +24,8 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::Bus,
-    model::{MeterId, Reading},
+    config::{Bus, Link},
+    model::{MeterId, Origin, Reading},
     protocol::Outcome,
 };
 
@@ -51,6 +52,18 @@ pub struct DemandRequest {
     pub keep: bool,
     /// Gets the reading; dropped when the bus cannot serve it.
     pub reply: oneshot::Sender<Reading>,
+}
+
+/// What the line and its meters look like.
+struct Watch {
+    line: Diagnosis,
+    meters: Vec<Suspicion>,
+}
+
+impl Watch {
+    fn of(meters: usize) -> Watch {
+        Watch { line: Diagnosis::default(), meters: vec![Suspicion::default(); meters] }
+    }
 }
 
 /// Who waits for which request.
@@ -96,6 +109,7 @@ impl BusTask {
         let mut reopen_at = Instant::now();
         let mut pause = FIRST_REOPEN;
         let mut waiting = Waiting::new();
+        let mut watch = Watch::of(self.schedule.plans().count());
         {
             let now = self.now();
             let next = |meter| self.schedule.outlook(meter, now).next_slot;
@@ -127,7 +141,8 @@ impl BusTask {
                     let began = Instant::now();
                     let outcome = line.exchange(&exchange.query).await;
                     self.note_exchange(exchange.meter, &outcome, began.elapsed());
-                    self.take_report(&mut line, exchange.meter);
+                    let heard = self.take_report(&mut line, exchange.meter, &mut watch);
+                    self.diagnose(&mut watch, exchange.meter, &outcome, heard);
                     pause = FIRST_REOPEN;
                     if let Outcome::LineDown { detail } = &outcome {
                         self.note_down(detail);
@@ -156,7 +171,7 @@ impl BusTask {
                         },
                         () = sleep(time) => {}
                     }
-                    self.take_report(&mut line, None);
+                    self.take_report(&mut line, None, &mut watch);
                 }
             }
             while let Some(sweep) = self.schedule.poll_sweep() {
@@ -168,7 +183,7 @@ impl BusTask {
     }
 
     /// What happened on the line beside the outcomes, into log and health.
-    fn take_report(&mut self, line: &mut Line, asked: Option<usize>) {
+    fn take_report(&mut self, line: &mut Line, asked: Option<usize>, watch: &mut Watch) -> Heard {
         let report = line.take_report();
         let meter = asked.and_then(|meter| self.schedule.plans().nth(meter)).map(|plan| plan.id.as_str());
         for frame in &report.frames {
@@ -185,8 +200,15 @@ impl BusTask {
                 Some((self.schedule.plans().position(|plan| plan.address == *address)?, *late))
             })
             .collect();
+        let heard = report.heard.unwrap_or(Heard::Nothing);
+        if let Some(address) = report.doubled
+            && let Some(meter) = self.schedule.plans().position(|plan| plan.address == address)
+            && let Some(suspicion) = watch.meters.get_mut(meter)
+        {
+            suspicion.note_doubled();
+        }
         if report.frames.is_empty() && late.is_empty() {
-            return;
+            return heard;
         }
         for (address, took) in &report.late {
             self.schedule.note_late(*address, *took);
@@ -199,6 +221,40 @@ impl BusTask {
                 }
             }
         });
+        heard
+    }
+
+    /// What line and meter look like now, said once when it begins.
+    fn diagnose(&self, watch: &mut Watch, meter: Option<usize>, outcome: &Outcome, heard: Heard) {
+        watch.line.note(outcome, heard);
+        let looks_like = watch.line.text(matches!(self.bus.link, Link::Serial { .. }));
+        self.tell(|health| {
+            if let Some(text) = looks_like.filter(|_| health.looks_like != looks_like) {
+                tracing::warn!(bus = %self.bus.id, "nobody answers on the line: {text}");
+            }
+            health.looks_like = looks_like;
+            let Some(meter) = meter else { return };
+            let others = health.meters.iter().enumerate();
+            let others_answer = others
+                .filter(|(other, _)| *other != meter)
+                .any(|(_, other)| other.failures == 0 && other.last_answer.is_some());
+            let (Some(suspicion), Some(known)) = (watch.meters.get_mut(meter), health.meters.get_mut(meter))
+            else {
+                return;
+            };
+            suspicion.note(outcome);
+            let text = suspicion.text(others_answer);
+            if let Some(text) = text.filter(|_| known.suspicion != text) {
+                tracing::warn!(bus = %self.bus.id, meter = %known.id, "{text}");
+            }
+            known.suspicion = text;
+        });
+    }
+
+    /// What is said to whoever asked for a reading without a value.
+    fn likely_cause(&self, meter: usize) -> Option<&'static str> {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.looks_like.or_else(|| health.meters.get(meter).and_then(|meter| meter.suspicion))
     }
 
     /// Gives a sweep to the judge, and what it comes to where it belongs: to whoever asked, to the writer, or both.
@@ -214,8 +270,14 @@ impl BusTask {
             Judgement::Done(reading) => reading,
         };
         if let Some(ticket) = ticket {
+            let mut reading = Reading::clone(&reading);
+            if reading.origin == Origin::Missing
+                && let Some(text) = self.likely_cause(meter)
+            {
+                reading.evidence.insert("line".to_owned(), text.into());
+            }
             for reply in waiting.remove(&ticket).into_iter().flatten() {
-                let _ = reply.send(Reading::clone(&reading)); // whoever asked may have left
+                let _ = reply.send(reading.clone()); // whoever asked may have left
             }
         } else {
             self.note_slot(meter, &reading, now);

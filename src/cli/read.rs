@@ -7,9 +7,9 @@ use serde_json::json;
 use super::{no, target::Target};
 use crate::{
     app::meter_plan,
-    bus::{self, Action, Class, Judge, Judgement, Line, Now, RealPorts, Request, Schedule},
+    bus::{self, Action, Class, Diagnosis, Heard, Judge, Judgement, Line, Now, RealPorts, Request, Schedule},
     clock::{Clock, SystemClock},
-    config::Settings,
+    config::{Link, Settings},
     ledger::{MemoryLedger, SharedLedger},
     model::{MeterId, Origin, PointName, Reading, rfc3339},
     pipeline::BusJudge,
@@ -70,17 +70,25 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
     let mut schedule = Schedule::new(vec![meter_plan(&meter, bus, None)], now());
     let nothing: SharedLedger = Arc::new(MemoryLedger::new(""));
     let mut judge = BusJudge::new(vec![meter], &nothing, Arc::clone(&clock));
+    let mut diagnosis = Diagnosis::default();
     let target = bus::Target::Meter(0);
     schedule.handle_request(Request { target, class: Class::Demand, deadline: None, keep: false });
     loop {
         if let Some(sweep) = schedule.poll_sweep() {
             match judge.judge(sweep) {
-                Judgement::Done(reading) => return Ok(*reading),
+                Judgement::Done(mut reading) => {
+                    let likely = diagnosis.likely(1, matches!(bus.link, Link::Serial { .. }));
+                    if let Some(text) = likely.filter(|_| reading.origin == Origin::Missing) {
+                        reading.evidence.insert("line".to_owned(), text.into());
+                    }
+                    return Ok(*reading);
+                }
                 Judgement::Again(surprise) => schedule.read_again(&surprise, now()),
             }
         }
         let Action::Exchange(exchange) = schedule.poll_action(now()) else { continue };
         let outcome = line.exchange(&exchange.query).await;
+        diagnosis.note(&outcome, line.take_report().heard.unwrap_or(Heard::Nothing));
         if let Outcome::LineDown { detail } = &outcome {
             return no(format!("bus `{}`: {detail}", bus.id));
         }

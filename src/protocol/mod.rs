@@ -115,6 +115,16 @@ pub trait Transaction: fmt::Debug + Send + Sync {
     /// What is wrong with what came, when there is no reply. `None` where nothing worth a word came: an echo, a stray byte.
     fn fault(&self, received: &[u8]) -> Option<String>;
 
+    /// What is to be set up otherwise, when what came are frames of another form than this one's.
+    fn other_form(&self, _received: &[u8]) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether whole frames of this form are among what came, whoever sent them.
+    fn holds_frames(&self, _received: &[u8]) -> bool {
+        false
+    }
+
     /// What a frame says that [`Transaction::find`] has found.
     fn decode(&self, frame: &[u8]) -> Reply;
 

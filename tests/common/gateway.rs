@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Gateway {
     /// How many files the daemon may open at once, when not as many as this process.
     pub files: Option<u32>,
+    /// What it is given beside `run`.
+    pub flags: Vec<&'static str>,
     /// What the environment of the daemon has besides.
     pub environment: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
@@ -33,8 +35,13 @@ pub struct Gateway {
 impl Gateway {
     /// A configuration in a directory of its own; nothing runs yet. `rest` is what follows `[mqtt] url`.
     pub fn configured(broker: u16, interval_secs: u32, rest: &str) -> Gateway {
-        let gateway =
-            Gateway { files: None, environment: Vec::new(), child: None, dir: tempfile::tempdir().unwrap() };
+        let gateway = Gateway {
+            files: None,
+            flags: Vec::new(),
+            environment: Vec::new(),
+            child: None,
+            dir: tempfile::tempdir().unwrap(),
+        };
         gateway.configure(broker, interval_secs, rest);
         gateway
     }
@@ -64,6 +71,7 @@ impl Gateway {
     pub fn spawn(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut program = self.program(&["run"]);
+        program.args(&self.flags);
         if let Some(files) = self.files {
             let mut shell = Command::new("sh");
             shell.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\""));

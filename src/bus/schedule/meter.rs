@@ -27,6 +27,8 @@ const REFUSED_FOR_GOOD: u32 = 3;
 const REFUSED_PAUSE: Duration = Duration::from_secs(3600);
 /// The serial number is read at start and once a day.
 const SERIAL_PAUSE: Duration = Duration::from_secs(24 * 3600);
+/// A serial number that did not come is asked for again after so long.
+const SERIAL_AGAIN: Duration = Duration::from_secs(60);
 
 pub(super) struct MeterState {
     pub(super) plan: MeterPlan,
@@ -114,6 +116,10 @@ impl MeterState {
             }
             (AskKind::Serial, Outcome::Answered { .. } | Outcome::Refused(_)) => {
                 self.serial_after = Some(now.instant + SERIAL_PAUSE);
+            }
+            // A number that is not compared with a configured one is not worth a timeout in each sweep.
+            (AskKind::Serial, Outcome::Silent { .. } | Outcome::Garbled { .. }) => {
+                self.serial_after = Some(now.instant + SERIAL_AGAIN);
             }
             _ => {}
         }

@@ -30,8 +30,8 @@ pub fn rtu_reply(request: &[u8], received: &[u8]) -> Found {
     if rest.len() - foreign >= asked.least_damaged(rest) { Found::Damaged } else { Found::Incomplete }
 }
 
-/// What is wrong with bytes that hold no reply to `request` (an RTU frame). `None`: an echo, or too few bytes to be a
-/// frame or the beginning of the reply.
+/// What is wrong with bytes that hold no reply to `request` (an RTU frame). `None`: an echo, or bytes that are no frame, no
+/// beginning of the reply, and too few to be the reply.
 pub fn rtu_fault(request: &[u8], received: &[u8]) -> Option<String> {
     let asked = Asked::of_rtu(request)?;
     let rest = without_echo(request, received);
@@ -41,7 +41,7 @@ pub fn rtu_fault(request: &[u8], received: &[u8]) -> Option<String> {
     if rest.starts_with(&[asked.unit, asked.function]) && rest.len() < 5 + asked.bytes {
         return Some(format!("the answer stopped after {} bytes", rest.len()));
     }
-    (rest.len() >= RTU_EXCEPTION).then(|| asked.damage(rest))
+    (rest.len() >= asked.least_damaged(rest)).then(|| asked.damage(rest))
 }
 
 /// An adapter's echo of the request left out; nothing, while only a part of one has come.
@@ -67,6 +67,25 @@ fn foreign_frames(mut bytes: &[u8]) -> Vec<&[u8]> {
         }
     }
     frames
+}
+
+/// Whether a whole reply to a read in RTU framing is among these bytes.
+pub(super) fn has_rtu_frame(bytes: &[u8]) -> bool {
+    !foreign_frames(bytes).is_empty()
+}
+
+/// Whether a whole reply to a read in Modbus TCP framing is among these bytes.
+pub(super) fn has_tcp_frame(bytes: &[u8]) -> bool {
+    tails(bytes).any(|(_, rest)| {
+        let (Some([0, 0, 0, length]), Some(function)) = (rest.get(2..6), rest.get(7)) else { return false };
+        let carried = usize::from(*length);
+        let fits = match function {
+            0x03 | 0x04 => rest.get(8).is_some_and(|bytes| usize::from(*bytes) + 3 == carried),
+            0x83 | 0x84 => carried == 3,
+            _ => false,
+        };
+        fits && rest.len() >= MBAP_PREFIX + carried
+    })
 }
 
 /// Length of a reply to a read, by what it says itself.
@@ -326,7 +345,7 @@ mod tests {
     #[test]
     fn an_echo_and_stray_bytes_are_nothing() {
         let echo = request();
-        for came in [&[][..], &echo[..5], &echo, &[0], &[0, 0, 0], &[0xFF; 4]] {
+        for came in [&[][..], &echo[..5], &echo, &[0], &[0, 0, 0], &[0xFF; 4], &[0; 8]] {
             assert_eq!(rtu_reply(&request(), came), Found::Incomplete, "{came:02X?}");
             assert_eq!(rtu_fault(&request(), came), None, "{came:02X?}");
         }
@@ -378,6 +397,15 @@ mod tests {
             assert_eq!(said.as_deref(), Some("a reply to transaction 6 came, 7 was asked"));
         }
         assert_eq!(tcp_fault(&request, &both[13..20]).as_deref(), Some("the answer stopped after 7 bytes"));
+    }
+
+    #[test]
+    fn frames_are_recognised_whoever_sent_them() {
+        assert!(has_rtu_frame(&reply()) && !has_tcp_frame(&reply()));
+        let tcp = bytes("00070000000701040443663334");
+        assert!(has_tcp_frame(&tcp) && !has_rtu_frame(&tcp));
+        assert!(has_rtu_frame(&with_crc("018402")) && has_tcp_frame(&bytes("000700000003018402")));
+        assert!(!has_tcp_frame(&bytes("00E06680FE78F8")) && !has_rtu_frame(&request()));
     }
 
     #[test]

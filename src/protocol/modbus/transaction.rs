@@ -18,7 +18,11 @@ use tokio_modbus::{
     client::{Reader, rtu, tcp},
 };
 
-use super::{REPLY_OVERHEAD_CHARS, Read, Table, refusal, rtu_fault, rtu_reply, tcp_fault, tcp_reply};
+use super::{
+    REPLY_OVERHEAD_CHARS, Read, Table,
+    frames::{has_rtu_frame, has_tcp_frame},
+    refusal, rtu_fault, rtu_reply, tcp_fault, tcp_reply,
+};
 use crate::protocol::{Envelope, Found, Pace, Payload, Reply, Transaction};
 
 /// A read of one meter.
@@ -57,6 +61,27 @@ impl Transaction for ReadTransaction {
         match self.envelope {
             Envelope::Rtu => rtu_fault(&self.request, received),
             Envelope::Tcp => tcp_fault(&self.request, received),
+        }
+    }
+
+    fn other_form(&self, received: &[u8]) -> Option<&'static str> {
+        let (found, text) = match self.envelope {
+            Envelope::Rtu => (
+                has_tcp_frame(received),
+                "frames of Modbus TCP come on a line with RTU framing: set framing = \"tcp\", or the converter to transparent",
+            ),
+            Envelope::Tcp => (
+                has_rtu_frame(received),
+                "RTU frames come on a connection with Modbus TCP framing: set framing = \"serial\", or the converter to Modbus TCP",
+            ),
+        };
+        found.then_some(text)
+    }
+
+    fn holds_frames(&self, received: &[u8]) -> bool {
+        match self.envelope {
+            Envelope::Rtu => has_rtu_frame(received),
+            Envelope::Tcp => has_tcp_frame(received),
         }
     }
 
