@@ -1,10 +1,12 @@
 //! What real lines and converters do, one test for each fault, against the real binary: peers that close, stay open and
-//! dead, add bytes, refuse once, flood, or answer late and under other numbers.
+//! dead, add bytes, refuse once, flood, answer under other numbers, in another framing, or two at a time.
 //!
 //! A peer does what its script says. What counts is what the gateway has recorded, and what it says of it.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a panic is a test's report
 
+#[path = "line_faults/addresses.rs"]
+mod addresses;
 #[path = "line_faults/bytes.rs"]
 mod bytes;
 #[path = "line_faults/connections.rs"]
@@ -29,3 +31,5 @@ mod refusals;
 mod site;
 #[path = "line_faults/transactions.rs"]
 mod transactions;
+#[path = "line_faults/wiring.rs"]
+mod wiring;
