@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use meter_gateway::{
     billing::proof::Lines,
     ledger::{audit::audit_with, meta::Meta},
-    model::{Dec, MeterId, Reading, Seq, Utc},
+    model::{Dec, MeterId, Reading, Seq, Utc, flag},
     profile::{Protocol, bytes_of, decode},
     protocol::hex,
     sim::Shown,
@@ -100,6 +100,7 @@ pub fn check(world: &mut World) -> Tally {
     }
     let (values_proved, dlt645) = check_values(world, &records, &mut found);
     let slots = check_slots(world, &records, &mut found);
+    check_quiet(world, &records, &mut found);
     for (name, line) in &world.lines.0 {
         if line.most_open() > 1 {
             found.push(format!("{name}: open {} times at once", line.most_open()));
@@ -191,6 +192,29 @@ fn check_values(world: &World, records: &[Value], found: &mut Vec<String>) -> (u
         }
     }
     (proved, dlt645)
+}
+
+/// No reading is lost to a line on which nothing is wrong but a habit that costs nothing.
+fn check_quiet(world: &World, records: &[Value], found: &mut Vec<String>) {
+    if world.recipe.clock_faults {
+        return; // the windows are in true time
+    }
+    let lost = [flag::GARBLED, flag::NO_ANSWER, flag::REFUSED, flag::BUS_DOWN, flag::BACKED_OFF];
+    for record in records {
+        let Some(reading) = reading(record) else { continue };
+        let Some(flag) = lost.into_iter().find(|flag| reading.flags.contains(*flag)) else { continue };
+        let Some(meter) = world.all.meters.iter().find(|meter| meter.id == reading.meter) else { continue };
+        let Some(bus) = world.all.buses.iter().position(|bus| bus.id == meter.bus) else { continue };
+        let at = reading.scheduled_at;
+        let quiet = world.quiet.windows.iter().find(|(of, from, to)| *of == bus && *from <= at && at <= *to);
+        if let Some((_, from, to)) = quiet {
+            let why = serde_json::Value::Object(reading.evidence);
+            found.push(format!(
+                "record {}: {} at {at}: {flag} {why}, and nothing was wrong on its bus from {from} to {to}",
+                record["seq"], reading.meter
+            ));
+        }
+    }
 }
 
 fn by_bus(world: &World) -> Vec<&meter_gateway::sim::VirtualLine> {

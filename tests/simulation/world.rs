@@ -4,6 +4,7 @@
 //! life has a tokio runtime of its own with paused time, so that dropping it is a SIGKILL.
 
 mod happenings;
+mod quiet;
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{broker::SimBroker, inline::Inline, site::Site};
 use happenings::Event;
+use quiet::Quiet;
 
 pub const BASE: &str = "metering/v1/riverside/gw-01";
 const WIRE: Wire = Wire { baud: 9600, parity: Parity::None, stop_bits: 1 };
@@ -113,6 +115,8 @@ pub struct World {
     offset: TimeDelta,
     synced: bool,
     pub faults: BTreeMap<&'static str, u64>,
+    /// When nothing was wrong on a bus.
+    pub quiet: Quiet,
     pub violations: Vec<String>,
     /// What the ledger said was stored: never less again.
     stored: (Seq, String),
@@ -212,6 +216,7 @@ impl World {
             offset,
             synced,
             faults: BTreeMap::new(),
+            quiet: Quiet::default(),
             violations: Vec::new(),
             stored: (0, String::new()),
             steps: Vec::new(),
@@ -264,7 +269,9 @@ impl World {
         self.broker.forget_link();
         runtime.block_on(async {
             self.truth.begin();
+            self.quiet.begin(self.lines.0.len(), self.truth.now());
             self.life(plan, length, end).await;
+            self.quiet.end(self.truth.now());
             self.truth.end(Duration::ZERO); // while this runtime's time can still be told
         });
         drop(runtime);

@@ -25,7 +25,7 @@ use super::{
 
 /// Something that happens.
 #[derive(Debug, Clone)]
-pub(super) enum Event {
+pub enum Event {
     Line(usize, LineState),
     Habit(usize, Option<Habit>),
     Meter(usize, usize, Option<Fault>),
@@ -115,6 +115,7 @@ impl World {
     }
 
     pub(super) fn heal(&mut self) {
+        self.quiet.heal();
         self.broker.set(Mode::WELL);
         self.disk.heal();
         self.disk.limit(u64::MAX);
@@ -321,6 +322,7 @@ impl World {
     #[allow(clippy::too_many_lines)] // one arm for each event
     pub(super) fn happen(&mut self, event: &Event, clock: &SimulatedClock) {
         self.tell(format!("{event:?}"));
+        self.quiet.note(event, self.truth.now());
         let line = |bus: usize| self.lines.0.values().nth(bus).cloned();
         let name = match event {
             Event::Line(bus, state) => {
