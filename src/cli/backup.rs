@@ -30,7 +30,7 @@ pub async fn backup(target: &Target, to: &Path, by: Option<String>) -> anyhow::R
                 Err(error) => return no(error),
             };
             if let Some(why) = said.get("unrecorded").and_then(Value::as_str) {
-                eprintln!("warning: this backup is not on record: {why}");
+                note!("warning: this backup is not on record: {why}");
             }
             said.get("last_seq").and_then(Value::as_u64)
         }
@@ -85,35 +85,33 @@ pub async fn restore(
     crate::app::leave_note(dir, &who.action("restore", asked))?;
     tell(&restored.copied);
     if restored.ledger == restored.copied.ledger {
-        println!("the ledger goes on; its next record is seq {}", restored.next);
+        say!("the ledger goes on; its next record is seq {}", restored.next);
     } else {
-        println!(
-            "ledger {} begins behind it (next record: seq {}): numbers after seq {} may have been used already\n\
-             the old records are in {}/ledger as replaced-1.*, readable and proved\n\
-             the signing key is not in a backup: a new one is made at the next start unless it is put back",
+        say!(
+            "ledger {} begins behind it (next record: seq {}): numbers after seq {} may have been used already",
             restored.ledger,
             restored.next,
-            restored.copied.head.seq,
-            dir.display()
+            restored.copied.head.seq
         );
+        say!("the old records are in {}/ledger as replaced-1.*, readable and proved", dir.display());
+        say!("the signing key is not in a backup: a new one is made at the next start unless it is put back");
     }
     faults(&restored.copied)
 }
 
 fn tell(copied: &Copied) {
-    println!("ledger   {}", copied.ledger);
-    println!("records  to seq {}", copied.head.seq);
-    println!("head     {}", copied.head.hash);
-    println!("files    {} copied ({} bytes), {} there already", copied.files.0, copied.bytes, copied.files.1);
+    say!("ledger   {}", copied.ledger);
+    say!("records  to seq {}", copied.head.seq);
+    say!("head     {}", copied.head.hash);
+    say!("files    {} copied ({} bytes), {} there already", copied.files.0, copied.bytes, copied.files.1);
 }
 
 fn faults(copied: &Copied) -> anyhow::Result<ExitCode> {
     if copied.faults.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    no(format!(
-        "{}\n{} fault(s) in the original, copied as they are",
-        copied.faults.join("\n"),
-        copied.faults.len()
-    ))
+    for fault in &copied.faults {
+        note!("fault: {fault}");
+    }
+    no(format!("{} fault(s) in the original, copied as they are", copied.faults.len()))
 }

@@ -4,6 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use serde_json::json;
 
+use super::output::{Table, print_json};
 use crate::config::{
     self, Settings,
     poll_plan::{PollPlan, predict},
@@ -16,7 +17,9 @@ pub fn run(path: &Path, as_json: bool) -> ExitCode {
         Ok(settings) => {
             let plan = predict(&settings);
             if as_json {
-                println!("{}", json!({"ok": true, "faults": [], "warnings": warnings, "plan": plan}));
+                print_json(
+                    &json!({"ok": true, "faults": [], "warnings": warnings, "plan": plan}).to_string(),
+                );
             } else {
                 show(path, &settings, &plan);
                 super::print_warnings(&warnings);
@@ -25,7 +28,7 @@ pub fn run(path: &Path, as_json: bool) -> ExitCode {
         }
         Err(faults) => {
             if as_json {
-                println!("{}", json!({"ok": false, "faults": faults, "warnings": warnings}));
+                print_json(&json!({"ok": false, "faults": faults, "warnings": warnings}).to_string());
             } else {
                 super::print_warnings(&warnings);
                 super::print_faults(&faults);
@@ -36,7 +39,7 @@ pub fn run(path: &Path, as_json: bool) -> ExitCode {
 }
 
 fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
-    println!(
+    say!(
         "{}: no fault; site {}, gateway {}, {} meters on {} buses",
         path.display(),
         settings.site.id,
@@ -45,9 +48,10 @@ fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
         settings.buses.len()
     );
     for bus in &plan.buses {
+        say!("");
         if bus.predicted {
-            println!(
-                "\nbus {}: {} meters, {}.{:03} s per cycle, {} % load",
+            say!(
+                "bus {}: {} meters, {}.{:03} s per cycle, {} % load",
                 bus.bus,
                 bus.meters.len(),
                 bus.cycle().as_secs(),
@@ -56,15 +60,15 @@ fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
             );
         } else {
             let requests = bus.requests_per_1000_secs();
-            println!(
-                "\nbus {}: {} meters, {}.{:03} requests per second; what a network takes is measured, not predicted",
+            say!(
+                "bus {}: {} meters, {}.{:03} requests per second; what a network takes is measured, not predicted",
                 bus.bus,
                 bus.meters.len(),
                 requests / 1000,
                 requests % 1000
             );
         }
-        let mut table = super::table(["meter", "requests", "ms", "interval s"]);
+        let mut table = Table::new(["meter", "requests", "ms", "interval s"]);
         for meter in &bus.meters {
             let time = if bus.predicted { meter.sweep().as_millis().to_string() } else { "-".to_owned() };
             table.add_row([
@@ -74,6 +78,6 @@ fn show(path: &Path, settings: &Settings, plan: &PollPlan) {
                 meter.interval_secs.to_string(),
             ]);
         }
-        println!("{table}");
+        table.print();
     }
 }

@@ -5,7 +5,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    foreign_owner, no, own_user,
+    foreign_owner, no,
+    output::print_lines,
+    own_user,
     target::{Source, Target},
 };
 use crate::{
@@ -57,16 +59,16 @@ async fn show(target: &Target, public_key: bool) -> anyhow::Result<ExitCode> {
     }
     let identity = Identity::load_or_create(dir)?;
     if public_key {
-        print!("{}", identity.public_key_pem());
+        print_lines(&identity.public_key_pem());
         return Ok(ExitCode::SUCCESS);
     }
-    println!("gateway     {}", target.gateway(running.as_ref()).unwrap_or_else(|| "not known here".into()));
-    println!(
+    say!("gateway     {}", target.gateway(running.as_ref()).unwrap_or_else(|| "not known here".into()));
+    say!(
         "ledger      {}",
         crate::ledger::stored_id(dir)?.unwrap_or_else(|| "none yet: it is made at the first run".into())
     );
-    println!("public key  {}", identity.key_id());
-    print!("{}", identity.public_key_pem());
+    say!("public key  {}", identity.key_id());
+    print_lines(&identity.public_key_pem());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,8 +101,8 @@ async fn rotate(target: &Target, by: Option<String>) -> anyhow::Result<ExitCode>
     };
     let text = |name: &str| said.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let old = text("old_key_id");
-    println!("old key     {old} (kept as {})", dir.join(format!("identity.key.{old}")).display());
-    println!("public key  {}", text("new_key_id"));
-    print!("{}", text("new_public_key"));
+    say!("old key     {old} (kept as {})", dir.join(format!("identity.key.{old}")).display());
+    say!("public key  {}", text("new_key_id"));
+    print_lines(&text("new_public_key"));
     Ok(ExitCode::SUCCESS)
 }

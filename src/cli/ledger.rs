@@ -8,7 +8,11 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{backup, check_range, manifest, no, target::Target};
+use super::{
+    backup, check_range, manifest, no,
+    output::{self, print_json},
+    target::Target,
+};
 use crate::{
     billing::proof::Proof,
     ledger::{
@@ -115,7 +119,7 @@ pub async fn run(
                         Ok(file) => file,
                         Err(error) => return no(format!("{}: {error}", path.display())),
                     };
-                    let mut file = std::io::BufWriter::new(file);
+                    let mut file = std::io::BufWriter::new(output::records(file));
                     let report = export(target.recorded()?, from, to, &mut file)?;
                     file.flush()?;
                     report
@@ -124,12 +128,13 @@ pub async fn run(
                     target.recorded()?,
                     from,
                     to,
-                    &mut std::io::BufWriter::new(std::io::stdout().lock()),
+                    &mut std::io::BufWriter::new(output::records(std::io::stdout())),
                 )?,
             };
-            eprintln!("{} records exported", report.records);
+            note!("{} records exported", report.records);
             if !report.faults.is_empty() {
-                return no(report.faults.join("\n"));
+                report.faults.iter().for_each(|fault| note!("fault: {fault}"));
+                return no(format!("{} fault(s): this ledger does not prove itself", report.faults.len()));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -151,7 +156,7 @@ pub async fn run(
                     let merged = said.get("merged").is_some_and(|merged| *merged == true);
                     let what =
                         if merged { "is being published again already" } else { "will be published again" };
-                    println!("seq {from} to {to} {what}");
+                    say!("seq {from} to {to} {what}");
                     Ok(ExitCode::SUCCESS)
                 }
                 Err(error) => no(error),
@@ -182,31 +187,31 @@ fn verify(
         })?;
     bar.finish_and_clear();
     if json {
-        println!(
-            "{}",
-            json!({
+        print_json(
+            &json!({
                 "ledger": report.ledger, "records": report.records, "first_seq": report.first,
                 "last_seq": report.head.seq, "head": report.head.hash, "faults": report.faults,
                 "more_faults": report.more_faults,
                 "signatures": signatures.then(|| manifest::proof_json(&proof)),
             })
+            .to_string(),
         );
     } else {
-        println!("ledger   {}", report.ledger);
-        println!("records  {} (seq {} to {})", report.records, report.first, report.head.seq);
-        println!("head     {}", report.head.hash);
+        say!("ledger   {}", report.ledger);
+        say!("records  {} (seq {} to {})", report.records, report.first, report.head.seq);
+        say!("head     {}", report.head.hash);
         if signatures {
-            println!("{}", manifest::proof_text(&proof));
+            manifest::print_proof(&proof);
         }
     }
     if report.faults.is_empty() {
         if !json {
-            println!("every hash and every link checks");
+            say!("every hash and every link checks");
         }
         return Ok(ExitCode::SUCCESS);
     }
     for fault in &report.faults {
-        eprintln!("fault: {fault}");
+        note!("fault: {fault}");
     }
     no(format!(
         "{} fault(s): this ledger does not prove itself",

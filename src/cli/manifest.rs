@@ -9,7 +9,8 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    no, table,
+    no,
+    output::{Table, print_json},
     target::{Source, Target},
 };
 use crate::{
@@ -49,18 +50,17 @@ pub fn proof_json(proof: &Proof) -> Value {
 }
 
 /// The same for people.
-pub fn proof_text(proof: &Proof) -> String {
-    let counted =
-        format!("signed   {} manifest record(s), {} key rotation(s)", proof.manifests, proof.rotations);
+pub fn print_proof(proof: &Proof) {
+    say!("signed   {} manifest record(s), {} key rotation(s)", proof.manifests, proof.rotations);
     match &proof.proved {
-        Some(proved) => format!(
-            "{counted}\nproved   seq {} to {}, by the manifest of {} at seq {}",
+        Some(proved) => say!(
+            "proved   seq {} to {}, by the manifest of {} at seq {}",
             proof.first(),
             proved.last_seq,
             proved.date,
             proved.seq
         ),
-        None => format!("{counted}\nproved   nothing: no manifest covers these records"),
+        None => say!("proved   nothing: no manifest covers these records"),
     }
 }
 
@@ -97,11 +97,11 @@ pub fn verify_export(path: &Path, keys: Vec<PublicKey>, json: bool) -> anyhow::R
             );
             said.insert("fault".into(), place.into());
         }
-        println!("{said}");
+        print_json(&said.to_string());
     } else if let Some((seq, hash)) = lines.last() {
-        println!("records  {} (up to seq {seq})", lines.records);
-        println!("head     {hash}");
-        println!("{}", proof_text(&lines.proof));
+        say!("records  {} (up to seq {seq})", lines.records);
+        say!("head     {hash}");
+        print_proof(&lines.proof);
     }
     match fault {
         Some(fault) => no(format!("{}: {fault}", path.display())),
@@ -129,7 +129,7 @@ pub async fn show(target: &Target, date: Option<chrono::NaiveDate>, json: bool) 
         }
     };
     if json {
-        println!("{answer}");
+        print_json(&answer.to_string());
         return Ok(ExitCode::SUCCESS);
     }
     let none = Vec::new();
@@ -140,18 +140,18 @@ pub async fn show(target: &Target, date: Option<chrono::NaiveDate>, json: bool) 
         (false, Some(Value::Bool(false))) => "NOT RECORDED: computed now, and the day has not ended",
         (false, _) => "NOT RECORDED: computed now, not signed",
     };
-    println!("manifest {} of {} ({state})", said(first, "/date"), said(first, "/gateway"));
-    println!("from     {} to {}", said(first, "/from"), said(first, "/to"));
-    println!(
+    say!("manifest {} of {} ({state})", said(first, "/date"), said(first, "/gateway"));
+    say!("from     {} to {}", said(first, "/from"), said(first, "/to"));
+    say!(
         "covers   seq {} to {}, head {}",
         said(first, "/first_seq"),
         said(first, "/last_seq"),
         said(first, "/head")
     );
     if let Some(id) = first.get("key_id").and_then(Value::as_str) {
-        println!("key      {id}, {} part(s)", parts.len());
+        say!("key      {id}, {} part(s)", parts.len());
     }
-    let mut rows = table([
+    let mut rows = Table::new([
         "meter",
         "expected",
         "good",
@@ -180,7 +180,7 @@ pub async fn show(target: &Target, date: Option<chrono::NaiveDate>, json: bool) 
         row.extend([of("/point"), of("/first/value"), of("/last/value"), consumption]);
         rows.add_row(row);
     }
-    println!("{rows}");
+    rows.print();
     Ok(ExitCode::SUCCESS)
 }
 

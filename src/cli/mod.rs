@@ -3,6 +3,9 @@
 //! Data goes to standard output, logs and progress to standard error. The only folder that prints.
 #![allow(clippy::print_stdout)]
 
+#[macro_use]
+mod output;
+
 mod backup;
 mod check;
 mod client;
@@ -27,7 +30,7 @@ use self::target::Target;
 use crate::{
     config::{Fault, Settings},
     ledger::LedgerError,
-    model::{Asker, MeterId, PointName, Seq, User, Utc, Via, printable},
+    model::{Asker, MeterId, PointName, Seq, User, Utc, Via},
     telemetry::{LogFormat, start_logs},
 };
 
@@ -176,7 +179,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: {error}");
+            note!("error: {error}");
             return ExitCode::from(OWN_FAULT);
         }
     };
@@ -192,7 +195,7 @@ pub fn main() -> ExitCode {
                 print_faults(faults);
                 return ExitCode::from(CONFIGURATION);
             }
-            eprintln!("error: {}", printable(&format!("{error:#}")));
+            note!("error: {error:#}");
             ExitCode::from(match () {
                 () if error.is::<No>() || is_of_the_place(&error) => NO,
                 () if error.is::<WrongUsage>() => WRONG_USAGE,
@@ -307,14 +310,14 @@ struct Faulty(Vec<Fault>);
 
 fn print_faults(faults: &[Fault]) {
     for fault in faults {
-        eprintln!("{fault}");
+        note!("{fault}");
     }
-    eprintln!("{} fault(s) found", faults.len());
+    note!("{} fault(s) found", faults.len());
 }
 
 fn print_warnings(warnings: &[Fault]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        note!("warning: {warning}");
     }
 }
 
@@ -348,19 +351,6 @@ fn own_user(by: Option<&str>) -> anyhow::Result<Asker> {
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let user = User::of(rustix::process::getuid().as_raw(), &passwd);
     Asker::new(Via::CommandLine(user), by).or_else(no)
-}
-
-/// A table as this program prints them: a rule below its header, and on a terminal no wider than it.
-fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
-    use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    if let (columns, Some(_)) = text::size() {
-        let columns = u16::try_from(columns).unwrap_or(u16::MAX);
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
-    }
-    table.set_header(header);
-    table
 }
 
 /// A moment as people type it: RFC 3339, or a local date or date and time of the site.

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::no;
+use super::{no, output::Table};
 use crate::{
     config::read_file,
     profile::{Catalogue, Profile, Protocol, load},
@@ -37,19 +37,19 @@ pub fn run(command: ProfileCommand, config: &Path) -> anyhow::Result<ExitCode> {
             };
             match load(&text, &file.display().to_string()) {
                 Ok(profile) => {
-                    println!("{}: {} points, no fault", profile.id, profile.points.len());
+                    say!("{}: {} points, no fault", profile.id, profile.points.len());
                     Ok(ExitCode::SUCCESS)
                 }
                 Err(faults) => {
                     for fault in &faults {
-                        eprintln!("{fault}");
+                        note!("{fault}");
                     }
                     no(format!("{} fault(s) found", faults.len()))
                 }
             }
         }
         ProfileCommand::List => {
-            let mut table = super::table(["profile", "maker", "model", "medium", "points"]);
+            let mut table = Table::new(["profile", "maker", "model", "medium", "points"]);
             for profile in known(config).iter() {
                 let medium = format!("{:?}", profile.medium).to_lowercase();
                 table.add_row([
@@ -60,7 +60,7 @@ pub fn run(command: ProfileCommand, config: &Path) -> anyhow::Result<ExitCode> {
                     &profile.points.len().to_string(),
                 ]);
             }
-            println!("{table}");
+            table.print();
             Ok(ExitCode::SUCCESS)
         }
         ProfileCommand::Show { profile } => match known(config).get(&profile) {
@@ -85,24 +85,25 @@ fn known(config: &Path) -> Catalogue {
 }
 
 fn show(profile: &Profile) {
-    println!("{} {} ({})", profile.manufacturer, profile.model, profile.id);
-    println!("source        {}", profile.source);
-    println!("verification  {}", profile.verification);
+    say!("{} {} ({})", profile.manufacturer, profile.model, profile.id);
+    say!("source        {}", profile.source);
+    say!("verification  {}", profile.verification);
     match profile.protocol {
         Protocol::Modbus(limits) => {
-            println!("protocol      modbus");
-            println!(
+            say!("protocol      modbus");
+            say!(
                 "limits        {} words per request, holes up to {} words",
-                limits.max_words, limits.max_hole
+                limits.max_words,
+                limits.max_hole
             );
         }
-        Protocol::Dlt645 => println!("protocol      {}", profile.protocol.name()),
+        Protocol::Dlt645 => say!("protocol      {}", profile.protocol.name()),
     }
     if let Some(line) = profile.line {
-        println!("line          {line} from the factory");
+        say!("line          {line} from the factory");
     }
     let mut table =
-        super::table(["point", "place", "kind", "scale", "unit", "capacity", "max per hour", "source"]);
+        Table::new(["point", "place", "kind", "scale", "unit", "capacity", "max per hour", "source"]);
     for point in &profile.points {
         table.add_row([
             point.name.to_string(),
@@ -115,5 +116,5 @@ fn show(profile: &Profile) {
             point.source.clone(),
         ]);
     }
-    println!("{table}");
+    table.print();
 }

@@ -8,8 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{moment, no, target::Target};
-use comfy_table::Table;
+use super::{
+    moment, no,
+    output::{self, Table},
+    target::Target,
+};
 
 use crate::{
     ledger::{ReadingQuery, audit::scan},
@@ -101,7 +104,7 @@ fn from_files(dir: &Path, query: &ReadingQuery, out: &mut Writer) -> anyhow::Res
     }
     let report = report?;
     for fault in &report.faults {
-        eprintln!("warning: {fault}");
+        note!("warning: {fault}");
     }
     Ok(())
 }
@@ -133,7 +136,8 @@ struct Writer {
     format: Format,
     zone: chrono_tz::Tz,
     header: bool,
-    csv: csv::Writer<std::io::Stdout>,
+    lines: Box<dyn Write>,
+    csv: csv::Writer<Box<dyn Write>>,
     table: Table,
     rows: usize,
 }
@@ -147,7 +151,8 @@ impl Writer {
             format,
             zone,
             header: false,
-            csv: csv::Writer::from_writer(std::io::stdout()),
+            lines: output::records(io::stdout()),
+            csv: csv::Writer::from_writer(output::records(io::stdout())),
             table: fresh_table(zone),
             rows: 0,
         }
@@ -155,9 +160,8 @@ impl Writer {
 
     fn line(&mut self, line: &[u8]) -> anyhow::Result<()> {
         if self.format == Format::Jsonl {
-            let mut out = std::io::stdout().lock();
-            out.write_all(line)?;
-            out.write_all(b"\n")?;
+            self.lines.write_all(line)?;
+            self.lines.write_all(b"\n")?;
             return Ok(());
         }
         let seq =
@@ -229,7 +233,7 @@ impl Writer {
 
     fn flush_table(&mut self) {
         if self.rows > 0 {
-            println!("{}", self.table);
+            self.table.print();
             self.table = fresh_table(self.zone);
             self.rows = 0;
         }
@@ -238,10 +242,11 @@ impl Writer {
     fn end(&mut self) -> anyhow::Result<()> {
         self.flush_table();
         self.csv.flush()?;
+        self.lines.flush()?;
         Ok(())
     }
 }
 
 fn fresh_table(zone: chrono_tz::Tz) -> Table {
-    super::table(["seq", &format!("slot ({zone})"), "meter", "register", "verdict", "flags"])
+    Table::new(["seq", &format!("slot ({zone})"), "meter", "register", "verdict", "flags"])
 }

@@ -4,7 +4,11 @@ use std::{process::ExitCode, sync::Arc};
 
 use serde_json::json;
 
-use super::{no, target::Target};
+use super::{
+    no,
+    output::{Table, print_json},
+    target::Target,
+};
 use crate::{
     app::meter_plan,
     bus::{self, Action, Class, Diagnosis, Heard, Judge, Judgement, Line, Now, RealPorts, Request, Schedule},
@@ -45,7 +49,7 @@ pub async fn run(
         reading.values.retain(|name, _| name == point);
     }
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&reading)?);
+        print_json(&serde_json::to_string_pretty(&reading)?);
     } else {
         show(&reading);
     }
@@ -97,14 +101,14 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
 }
 
 fn show(reading: &Reading) {
-    println!(
+    say!(
         "{}  taken {}  verdict {}  {}",
         reading.meter,
         reading.taken_at.map_or_else(|| "-".into(), rfc3339),
         format!("{:?}", reading.verdict).to_lowercase(),
         reading.flags.iter().cloned().collect::<Vec<_>>().join(" ")
     );
-    let mut table = super::table(["point", "value", "unit", "raw", "multiplier", "note"]);
+    let mut table = Table::new(["point", "value", "unit", "raw", "multiplier", "note"]);
     for (name, value) in &reading.values {
         let note =
             value.reason.clone().or_else(|| value.set.as_ref().map(|set| set.join(" "))).unwrap_or_default();
@@ -117,5 +121,5 @@ fn show(reading: &Reading) {
             note,
         ]);
     }
-    println!("{table}");
+    table.print();
 }

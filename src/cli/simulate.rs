@@ -64,12 +64,12 @@ pub async fn run(settings: &Settings, arguments: SimulateArguments) -> anyhow::R
         }
     }
     for endpoint in site.endpoints() {
-        println!("bus {}: {} meters at {}", endpoint.bus, endpoint.meters, endpoint.actual);
+        say!("bus {}: {} meters at {}", endpoint.bus, endpoint.meters, endpoint.actual);
         if endpoint.actual != endpoint.configured {
-            println!("  the configuration says {}: point it there", endpoint.configured);
+            say!("  the configuration says {}: point it there", endpoint.configured);
         }
     }
-    eprintln!("answering until Ctrl-C");
+    note!("answering until Ctrl-C");
     tokio::signal::ctrl_c().await?;
     Ok(ExitCode::SUCCESS)
 }

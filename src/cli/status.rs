@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use super::{
     no,
+    output::{print_json, print_styled, printable_json},
     target::{Running, Target},
     text::{pad, size, width, wrap},
 };
-use crate::model::{Utc, flag, printable};
+use crate::model::{Utc, flag, in_one_line, printable_line};
 
 /// Seconds between two looks of `--watch`.
 const WATCH_SECS: u64 = 2;
@@ -46,9 +47,9 @@ pub async fn run(target: &Target, asked: StatusArguments) -> anyhow::Result<Exit
     }
     let Some(running) = target.running().await? else { return nobody(target) };
     if asked.json {
-        println!("{}", serde_json::to_string_pretty(&running.status)?);
+        print_json(&serde_json::to_string_pretty(&running.status)?);
     } else {
-        print!("{}", look(target, &running, &asked, size().0, None));
+        print_styled(&look(target, &running, &asked, size().0, None));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -81,13 +82,15 @@ async fn watch(target: &Target, asked: &StatusArguments) -> anyhow::Result<ExitC
         let (columns, rows) = size();
         if asked.json {
             if let Some(running) = &running {
-                writeln!(out, "{}", running.status)?;
+                writeln!(out, "{}", printable_json(&running.status.to_string()))?;
             }
             continue;
         }
-        let text = match &running {
-            Some(running) => look(target, running, asked, columns, rows),
-            None => format!("no daemon runs on {}; it is looked for again\n", target.dir().display()),
+        let text = if let Some(running) = &running {
+            look(target, running, asked, columns, rows)
+        } else {
+            let dir = target.dir().display().to_string();
+            format!("no daemon runs on {}; it is looked for again\n", printable_line(&dir))
         };
         match rows {
             Some(_) => write!(out, "\u{1b}[H\u{1b}[J{text}")?,
@@ -165,7 +168,7 @@ impl View {
             self.bus_down(&mut below, bus, &meters, now);
         }
         for note in notes {
-            self.line(&mut below, "file", note, &Style::new().yellow());
+            self.line(&mut below, "file", &in_one_line(note), &Style::new().yellow());
         }
         for warning in list(status, "/warnings") {
             self.line(&mut below, "warning", &said(warning, "/text"), &Style::new().yellow());
@@ -259,7 +262,7 @@ impl View {
             let flags: Vec<&str> = flags.filter(|name| *name != flag::CLOCK_UNTRUSTED).collect();
             return (State::Doubtful, format!("{verdict}: {}{late}", flags.join(", ")));
         };
-        let detail = none.get("detail").and_then(Value::as_str).map(printable);
+        let detail = none.get("detail").and_then(Value::as_str).map(in_one_line);
         let with = |what: &str| detail.as_ref().map_or(what.to_owned(), |detail| format!("{what}: {detail}"));
         let failures = match meter.get("failures").and_then(Value::as_u64) {
             Some(times) if times > 1 => format!("silent, {times} times in a row"),
@@ -285,7 +288,7 @@ impl View {
         let on_it = meters.iter().filter(|row| row.bus == id).count();
         let since =
             time(bus, "/since").map(|at| format!(" since {}", self.clock(at, now))).unwrap_or_default();
-        let fault = bus.get("fault").and_then(Value::as_str).map(printable);
+        let fault = bus.get("fault").and_then(Value::as_str).map(in_one_line);
         let what = match fault {
             Some(fault) => format!("{id} is down{since} ({}): {fault}", count(on_it, "meter")),
             None => format!("{id} is being opened"),
@@ -350,7 +353,7 @@ impl View {
 
     fn publisher(&self, status: &Value, now: Utc, line: &mut impl FnMut(&str, &str, bool)) {
         let publisher = status.get("publisher").unwrap_or(&Value::Null);
-        let error = publisher.get("last_error").and_then(Value::as_str).map(printable);
+        let error = publisher.get("last_error").and_then(Value::as_str).map(in_one_line);
         if publisher.get("connected") == Some(&Value::Bool(true)) {
             let in_flight = publisher.get("in_flight").and_then(Value::as_u64).unwrap_or_default();
             let nobody = publisher.get("nobody_listens") == Some(&Value::Bool(true));
@@ -465,7 +468,7 @@ fn list<'a>(value: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> 
 
 fn said(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
-        Some(Value::String(text)) => printable(text).into_owned(),
+        Some(Value::String(text)) => in_one_line(text),
         None | Some(Value::Null) => "-".into(),
         Some(other) => other.to_string(),
     }

@@ -102,7 +102,7 @@ impl Target {
         let options = Options { now: SystemClock::new().wall(), may_replace: false, ..Options::default() };
         let (ledger, incidents) = FileLedger::open(dir, options)?;
         for incident in incidents {
-            eprintln!("warning: {incident}");
+            note!("warning: {incident}");
         }
         Ok(Source::Store(ledger))
     }
@@ -113,7 +113,7 @@ impl Target {
             return;
         }
         for note in self.notes(status) {
-            eprintln!("warning: {note}");
+            note!("warning: {note}");
         }
     }
 
@@ -137,7 +137,7 @@ impl Target {
         let told = running.and_then(|running| running.status.get("timezone")?.as_str()?.parse().ok());
         let typed = || Some(self.settings.as_ref().ok()?.site.timezone);
         told.or_else(typed).or(self.essentials.timezone).unwrap_or_else(|| {
-            eprintln!("warning: the time zone of the site is not known here: times are in UTC");
+            note!("warning: the time zone of the site is not known here: times are in UTC");
             Tz::UTC
         })
     }

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use crate::model::printable;
+use crate::model::printable_line;
 
 /// Faults (and warnings) that are named one by one: nobody reads more, and a file may have a million.
 const MAX_NAMED: usize = 200;
@@ -38,7 +38,7 @@ impl Fault {
 }
 
 fn shown(text: &str) -> String {
-    let text = printable(text);
+    let text = printable_line(text);
     match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.into_owned(),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{super::text, billing::reading_of};
-use crate::model::{BusId, Medium, Origin, Reading, Verdict, flag};
+use crate::model::{BusId, Medium, Origin, Reading, Verdict, flag, in_one_line, printable_line};
 
 /// Columns of a value with its unit.
 const VALUE_WIDTH: usize = 18;
@@ -79,7 +79,7 @@ impl Display {
         let Some(reading) = reading_of(record) else {
             let what =
                 record.get("change").or(record.get("type")).and_then(Value::as_str).unwrap_or("record");
-            self.say(&format!("{}  {what}", style(format!("#{seq:<5}")).dim()));
+            self.say(&format!("{}  {}", style(format!("#{seq:<5}")).dim(), printable_line(what)));
             return;
         };
         if !self.clock_told && reading.flags.contains(flag::CLOCK_UNTRUSTED) {
@@ -108,7 +108,7 @@ impl Display {
             medium(reading),
             register(reading),
             look.apply_to(format!("{sign:<9}")),
-            style(text::wrap(&flags.join(" "), BEFORE_FLAGS, BEFORE_FLAGS, WIDTH)).yellow()
+            style(text::wrap(&printable_line(&flags.join(" ")), BEFORE_FLAGS, BEFORE_FLAGS, WIDTH)).yellow()
         )
     }
 
@@ -125,8 +125,8 @@ impl Display {
                 continue;
             };
             let up = bus.get("up").and_then(Value::as_bool) == Some(true);
-            let fault = bus.get("fault").and_then(Value::as_str).unwrap_or("opening");
-            let state = if up { style("up").green() } else { style(fault).red() };
+            let fault = bus.get("fault").and_then(Value::as_str).map_or("opening".into(), in_one_line);
+            let state = if up { style("up".into()).green() } else { style(fault).red() };
             bar.set_message(format!(
                 "{state}  answered {}  silent {}  garbled {}  refused {}",
                 number(bus, "answered"),

@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Settings, poll_plan::predict},
     ledger::{self, FileLedger, Ledger},
-    model::flag,
+    model::{flag, printable_line},
     sim::{Demo, SimClock},
     telemetry::{LogFormat, start_logs_in},
 };
@@ -107,7 +107,7 @@ pub async fn run(arguments: DemoArguments, format: LogFormat, verbose: u8) -> an
     let code = summary(&billing, &settings, &demo, last, begun.elapsed());
     if removed_at_the_end.is_none() {
         let kept = "gateway.log, gateway.toml, billing.jsonl and the ledger are kept";
-        billing.display.say(&format!("  {kept} in\n  {}", dir.display()));
+        billing.display.say(&format!("  {kept} in\n  {}", shown(&dir)));
     }
     Ok(code)
 }
@@ -158,8 +158,8 @@ fn configure(dir: &Path, port: u16, demo: &Demo) -> anyhow::Result<(PathBuf, Set
                 }
             }
             Err(faults) if last => {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                return no(format!("the demo's configuration is faulty:\n{}", faults.join("\n")));
+                super::print_faults(&faults);
+                return no("the demo's configuration is faulty");
             }
             Err(_) => {} // too fast for the lines
         }
@@ -172,10 +172,14 @@ fn free_port(wanted: u16) -> std::io::Result<u16> {
     Ok(bind(wanted).or_else(|_| bind(0))?.local_addr()?.port())
 }
 
+fn shown(path: &Path) -> String {
+    printable_line(&path.display().to_string()).into_owned()
+}
+
 fn introduce(display: &Display, settings: &Settings, file: &Path, log: &Path, port: u16, demo: &Demo) {
     display.say(&format!(
         "{}: {} meters, read every {} s",
-        settings.site.name,
+        printable_line(&settings.site.name),
         settings.meters.len(),
         settings.reading.interval_secs
     ));
@@ -187,7 +191,7 @@ fn introduce(display: &Display, settings: &Settings, file: &Path, log: &Path, po
     if let Some(address) = settings.console.as_ref().map(|console| console.listen) {
         display.say(&format!("  API        http://{address}/api/v1/status  /metrics  /healthz"));
     }
-    display.say(&format!("  log        {}", log.display()));
+    display.say(&format!("  log        {}", shown(log)));
     display.say(&format!("  {} is dead, {} is noisy: see what becomes of them", demo.dead, demo.noisy));
     let program = program();
     display.say("\nFrom a second terminal, while it runs:");
