@@ -167,6 +167,12 @@ impl View {
         for bus in list(status, "/buses").filter(|bus| bus.get("up") != Some(&Value::Bool(true))) {
             self.bus_down(&mut below, bus, &meters, now);
         }
+        for bus in list(status, "/buses") {
+            if let Some(text) = bus.get("looks_like").and_then(Value::as_str) {
+                let text = format!("{}: {}", said(bus, "/bus"), printable(text));
+                self.line(&mut below, "bus", &text, &Style::new().red());
+            }
+        }
         for note in notes {
             self.line(&mut below, "file", &in_one_line(note), &Style::new().yellow());
         }
@@ -252,6 +258,9 @@ impl View {
                 return (State::NotDue, "not said by this version of the gateway".into());
             }
             let verdict = said(meter, "/slot/verdict");
+            if let Some(text) = meter.get("suspicion").and_then(Value::as_str) {
+                return (State::Doubtful, text.to_owned());
+            }
             if verdict == "good" {
                 return (
                     State::Well,
@@ -269,7 +278,11 @@ impl View {
             _ => "silent".into(),
         };
         let reason = said(none, "/reason");
+        let suspicion = meter.get("suspicion").and_then(Value::as_str);
         let (state, why) = match reason.as_str() {
+            flag::GARBLED if suspicion.is_some() => {
+                (State::NoValue, suspicion.unwrap_or_default().to_owned())
+            }
             "not_due" => return (State::NotDue, "not due yet since the start".into()),
             flag::BUS_DOWN => (State::BusDown, with("the bus is down")),
             flag::NO_ANSWER => (State::NoValue, failures + &late),
