@@ -73,6 +73,24 @@ fn a_message_is_one_line_and_says_something() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
+/// The configuration's own warning says it; the publisher says no more than what changes.
+#[test]
+fn a_setting_that_proves_no_delivery_is_warned_about_once() {
+    let mut gateway = Gateway::configured(1, 60, "version = \"3.1.1\"\nconfirm = \"broker\"\n");
+    gateway.start();
+    gateway.until("shown", |status| {
+        status["warnings"].as_array().unwrap().iter().any(|w| w["code"] == "delivery_unproven")
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !gateway.log().contains("no connection to the broker") {
+        assert!(Instant::now() < deadline, "{}", gateway.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let log = gateway.log();
+    let said = log.lines().filter(|line| line.contains("3.1.1") && line.contains("acknowledge")).count();
+    assert_eq!(said, 1, "{log}");
+}
+
 /// As under systemd: the level before each line, all that is to be said in it, and what a file holds does not begin
 /// another line or command the terminal of who reads the journal.
 #[test]

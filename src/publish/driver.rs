@@ -189,6 +189,8 @@ impl Driver {
     }
 
     async fn run(mut self) -> Vec<Outgoing> {
+        // What follows from the settings alone was said with the configuration.
+        self.billing = self.list_billing(Instant::now().into_std());
         self.recall_parked().await;
         loop {
             self.notice_comparison();

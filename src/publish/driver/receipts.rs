@@ -82,7 +82,7 @@ impl Driver {
         &self.billing
     }
 
-    fn list_billing(&self, now: std::time::Instant) -> Vec<Warning> {
+    pub(super) fn list_billing(&self, now: std::time::Instant) -> Vec<Warning> {
         let by_broker = self.settings.confirm == Confirm::Broker;
         let mut list = Vec::new();
         let mut add = |code, text| list.push(Warning { code, text });
