@@ -169,7 +169,7 @@ impl View {
         }
         for bus in list(status, "/buses") {
             if let Some(text) = bus.get("looks_like").and_then(Value::as_str) {
-                let text = format!("{}: {}", said(bus, "/bus"), printable(text));
+                let text = format!("{}: {}", said(bus, "/bus"), in_one_line(text));
                 self.line(&mut below, "bus", &text, &Style::new().red());
             }
         }
