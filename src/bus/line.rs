@@ -13,7 +13,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -51,6 +51,8 @@ const DAMAGE_GAP: Duration = Duration::from_millis(20);
 const NETWORK_DAMAGE_GAP: Duration = Duration::from_millis(50);
 /// Least time that is listened for a second reply, however soon after the first request the second was made.
 const LEAST_LINGER: Duration = Duration::from_millis(200);
+/// The end of a reply is waited for character by character: timers are as fine as a millisecond.
+const LOOK_EARLY: Duration = Duration::from_millis(3);
 /// A second reply to one request comes within so long, where two meters have one address.
 const DOUBLED_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes that nobody has asked for, within one wait between exchanges: some seconds of the fastest serial line.
@@ -274,7 +276,7 @@ impl Line {
         self.send(asked.request()).await?;
         let late_before = self.report.late.len();
         let deadline = sent_by + query.timeout + reply_time;
-        let arrived = self.wait_for_reply(asked.as_ref(), deadline).await?;
+        let arrived = self.wait_for_reply(asked.as_ref(), pace, deadline).await?;
 
         let this = Pending::new(query.address, asked, sent_by);
         let Some(Arrived { frame, behind, at, wall }) = arrived else {
@@ -354,12 +356,20 @@ impl Line {
     async fn wait_for_reply(
         &mut self,
         asked: &dyn Transaction,
+        pace: &Pace,
         deadline: Instant,
     ) -> io::Result<Option<Arrived>> {
         // What looks like a damaged reply may be the rest of one that is late, while one may be.
         let damage_gap = self.pending.is_empty().then(|| self.damage_gap());
         let mut until = deadline;
         loop {
+            // What is lacking takes its time on the wire: nobody looks at each byte.
+            let lacking = u32::try_from(asked.lacking(&self.received)).unwrap_or(u32::MAX);
+            if let Some(idle) = pace.characters(lacking).checked_sub(LOOK_EARLY)
+                && !self.received.is_empty()
+            {
+                sleep_until((self.last_activity + idle).min(deadline)).await;
+            }
             match timeout_at(until, self.read()).await {
                 Err(_) => return Ok(None),
                 Ok(read) => self.received.extend(read?),

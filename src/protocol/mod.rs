@@ -112,6 +112,11 @@ pub trait Transaction: fmt::Debug + Send + Sync {
     /// What the bytes that came since it was sent amount to so far.
     fn find(&self, received: &[u8]) -> Found;
 
+    /// How many bytes are lacking at least, while the reply is incomplete.
+    fn lacking(&self, _received: &[u8]) -> usize {
+        1
+    }
+
     /// What is wrong with what came, when there is no reply. `None` where nothing worth a word came: an echo, a stray byte.
     fn fault(&self, received: &[u8]) -> Option<String>;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Refusal;
 
-pub use frames::{rtu_fault, rtu_reply, tcp_fault, tcp_reply};
+pub use frames::{rtu_fault, rtu_lacking, rtu_reply, tcp_fault, tcp_reply};
 pub use transaction::ReadTransaction;
 
 /// Most words one read may ask for (V1.1b3, 6.3 and 6.4).

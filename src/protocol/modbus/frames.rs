@@ -44,6 +44,19 @@ pub fn rtu_fault(request: &[u8], received: &[u8]) -> Option<String> {
     (rest.len() >= asked.least_damaged(rest)).then(|| asked.damage(rest))
 }
 
+/// How many bytes are lacking at least of the reply to `request` (an RTU frame): of one whose beginning is there, the rest.
+pub fn rtu_lacking(request: &[u8], received: &[u8]) -> usize {
+    let Some(asked) = Asked::of_rtu(request) else { return 1 };
+    let begun = |rest: &[u8]| match rest {
+        [unit, function, bytes, ..] => {
+            *unit == asked.unit && *function == asked.function && usize::from(*bytes) == asked.bytes
+        }
+        _ => false,
+    };
+    let begun = tails(received).find(|(_, rest)| begun(rest));
+    begun.map_or(1, |(_, rest)| (5 + asked.bytes).saturating_sub(rest.len())).max(1)
+}
+
 /// An adapter's echo of the request left out; nothing, while only a part of one has come.
 fn without_echo<'a>(request: &[u8], received: &'a [u8]) -> &'a [u8] {
     if request.starts_with(received) { &[] } else { received.strip_prefix(request).unwrap_or(received) }
@@ -294,6 +307,16 @@ mod tests {
         assert_eq!(rtu_reply(&request(), &echoed), Found::Frame(8..17));
         for cut in 0..echoed.len() {
             assert_eq!(rtu_reply(&request(), &echoed[..cut]), Found::Incomplete, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn so_many_bytes_are_lacking_at_least() {
+        let long = with_crc("010400000010");
+        for (came, lacking) in
+            [("", 1), ("01", 1), ("0184", 1), ("010420", 34), ("FF0104200000", 32), ("010404", 1)]
+        {
+            assert_eq!(rtu_lacking(&long, &bytes(came)), lacking, "{came}");
         }
     }
 

@@ -21,7 +21,7 @@ use tokio_modbus::{
 use super::{
     REPLY_OVERHEAD_CHARS, Read, Table,
     frames::{has_rtu_frame, has_tcp_frame},
-    refusal, rtu_fault, rtu_reply, tcp_fault, tcp_reply,
+    refusal, rtu_fault, rtu_lacking, rtu_reply, tcp_fault, tcp_reply,
 };
 use crate::protocol::{Envelope, Found, Pace, Payload, Reply, Transaction};
 
@@ -54,6 +54,13 @@ impl Transaction for ReadTransaction {
         match self.envelope {
             Envelope::Rtu => rtu_reply(&self.request, received),
             Envelope::Tcp => tcp_reply(&self.request, received),
+        }
+    }
+
+    fn lacking(&self, received: &[u8]) -> usize {
+        match self.envelope {
+            Envelope::Rtu => rtu_lacking(&self.request, received),
+            Envelope::Tcp => 1,
         }
     }
 
