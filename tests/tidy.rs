@@ -393,6 +393,52 @@ fn each_room_names_only_those_it_may() {
     tidy(&foreign_rooms(&sources("src")));
 }
 
+/// Types with a method whose file belongs to another room than theirs: what they can do would reach where they may not.
+fn foreign_methods(sources: &[Source]) -> Vec<String> {
+    let mut defined: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for source in sources {
+        for keyword in ["struct ", "enum "] {
+            for at in places(&source.code, keyword.trim_end()) {
+                let name = word(source.code[at..].trim_start_matches(keyword));
+                defined.entry(name).or_default().extend(source.room());
+            }
+        }
+    }
+    let mut said = Vec::new();
+    for source in sources {
+        let product = source.product();
+        for at in places(product, "impl").into_iter().filter(|at| *at == 0 || product[..*at].ends_with('\n'))
+        {
+            let head = product[at + 4..].split('{').next().unwrap_or_default();
+            if head.contains(" for ") {
+                continue;
+            }
+            let head = head.trim_start();
+            let after_generics =
+                head.strip_prefix('<').and_then(|rest| rest.split_once("> ")).map_or(head, |(_, rest)| rest);
+            let name = word(after_generics);
+            if let Some(rooms) = defined.get(&name)
+                && let Some(room) = source.room()
+                && !rooms.contains(room)
+            {
+                let line = line_of(&source.code, at);
+                said.push(format!("{}:{line}: methods of {name}, which belongs to {rooms:?}", source.path));
+            }
+        }
+    }
+    said
+}
+
+#[test]
+fn methods_of_a_type_live_in_its_room() {
+    tidy(&foreign_methods(&sources("src")));
+    let planted = [
+        Source::new("src/model/a.rs", "pub struct Upward;\n"),
+        Source::new("src/bus/b.rs", "impl Upward {\n    fn reach(&self) {}\n}\n"),
+    ];
+    assert_eq!(foreign_methods(&planted).len(), 1);
+}
+
 #[test]
 fn the_import_table_runs_one_way_and_names_what_is_there() {
     let mut above = BTreeSet::new();
