@@ -98,6 +98,11 @@ async fn one_slip_in_any_file_blinds_nobody() {
         assert!(stderr(&ended).contains("still on its way"), "{ended:?}");
         let ended = gateway.cli(&["ledger", "manifest"]);
         assert!(matches!(ended.status.code(), Some(0 | 1)), "1: nobody vouches for the clock; {ended:?}");
+        let ended = gateway.cli(&["profile", "list"]);
+        assert!(
+            ended.status.success() && stderr(&ended).contains("is faulty: only the built-in"),
+            "{ended:?}"
+        );
         for command in ["check", "run"] {
             assert_eq!(gateway.cli(&[command]).status.code(), Some(78), "{command} with {text}");
         }

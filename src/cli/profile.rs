@@ -76,6 +76,12 @@ pub fn run(command: ProfileCommand, config: &Path) -> anyhow::Result<ExitCode> {
 /// The built-in profiles, and those of the configuration when it is faultless.
 fn known(config: &Path) -> Catalogue {
     let Ok(settings) = crate::config::load(config, crate::config::environment()) else {
+        if config.exists() {
+            let path = config.display();
+            note!(
+                "{path} is faulty: only the built-in types are known here\n  hint: meter-gateway --config {path} check"
+            );
+        }
         return Catalogue::builtin();
     };
     let own = settings.files.iter().skip(1).filter(|file| file.extension().is_some_and(|e| e == "toml"));
