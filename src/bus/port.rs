@@ -132,7 +132,8 @@ impl SerialPort {
         if let Err(why) = ask_for_low_latency(device) {
             tracing::warn!(device = %device.display(), error = why, "received bytes may be held back by the adapter");
         }
-        Ok(SerialPort { fd: register(file.into(), Interest::READABLE | Interest::WRITABLE)? })
+        // Nobody waits for room to write: a request is a dozen bytes, the driver's buffer holds thousands.
+        Ok(SerialPort { fd: register(file.into(), Interest::READABLE)? })
     }
 }
 
@@ -248,14 +249,15 @@ impl AsyncRead for SerialPort {
 }
 
 impl AsyncWrite for SerialPort {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
-                Ok(result) => return Poll::Ready(result),
-                Err(_not_ready) => {}
-            }
-        }
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(match rustix::io::write(self.fd.get_ref(), bytes) {
+            Ok(written) => Ok(written),
+            Err(rustix::io::Errno::AGAIN) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the device takes no bytes: what was sent before has not left it",
+            )),
+            Err(error) => Err(error.into()),
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

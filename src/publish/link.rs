@@ -99,6 +99,8 @@ pub enum Cause {
     Incoming,
     /// The broker says that what it got is too large.
     TooLarge,
+    /// Nobody was there to connect to.
+    Unreachable,
     /// It ended without a word.
     Closed,
     /// Another client came with our client id.

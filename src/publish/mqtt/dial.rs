@@ -19,9 +19,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 pub(super) async fn open(offer: &Offer) -> Result<Box<dyn Stream>, Failure> {
     let said = |text: String| Failure { cause: Cause::Said, text };
     let host = offer.host.trim_start_matches('[').trim_end_matches(']');
-    let tcp = TcpStream::connect((host, offer.port))
-        .await
-        .map_err(|error| said(format!("{host} port {} cannot be reached: {error}", offer.port)))?;
+    let tcp = TcpStream::connect((host, offer.port)).await.map_err(|error| Failure {
+        cause: Cause::Unreachable,
+        text: format!("{host} port {} cannot be reached: {error}", offer.port),
+    })?;
     tcp.set_nodelay(true).map_err(|error| said(format!("TCP: {error}")))?;
     let Some(config) = &offer.tls else { return Ok(Box::new(tcp)) };
     let name = ServerName::try_from(host.to_owned())

@@ -152,8 +152,8 @@ impl Session {
             _ => {}
         }
         // Who takes an id over leaves the broker where it is: one that cannot be reached was away.
-        let away =
-            lasted.is_none() && cause == Cause::Closed && matches!(self.phase, Phase::Connecting { .. });
+        let away = cause == Cause::Unreachable
+            || lasted.is_none() && cause == Cause::Closed && matches!(self.phase, Phase::Connecting { .. });
         if good || in_flight.is_some() || away {
             self.idle_ends = 0;
         }

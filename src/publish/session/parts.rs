@@ -233,7 +233,7 @@ impl Parts {
                     self.last_pending = None;
                 }
             }
-            Cause::TakenOver | Cause::NoRetain | Cause::NoConnack | Cause::Said => {}
+            Cause::Unreachable | Cause::TakenOver | Cause::NoRetain | Cause::NoConnack | Cause::Said => {}
         }
         for state in &mut self.states {
             (state.pending, state.quiet_from, state.asked) = (0, None, false);

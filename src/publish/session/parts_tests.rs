@@ -210,7 +210,7 @@ fn a_broker_that_is_away_again_and_again_is_no_other_client() {
         let Action::WaitUntil(Some(until)) = peer.session.poll(peer.now) else { panic!("it waits") };
         peer.now = until;
         assert_eq!(peer.session.poll(peer.now), Action::Connect);
-        peer.end(Cause::Closed);
+        peer.end(Cause::Unreachable);
         while !peer.session.is_online() {
             peer.run(Duration::from_millis(50));
         }
