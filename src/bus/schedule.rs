@@ -348,14 +348,25 @@ impl Schedule {
             })
     }
 
-    /// The line came or went. While it is away no slot is asked, and each is reported as missed.
-    pub fn set_line_up(&mut self, up: bool) {
+    /// The line came or went. While it is away no slot is asked, and each is reported as missed; what people wait for ends
+    /// at once, and so does what was under way: nothing is held up, and no slot is read behind a later one.
+    pub fn set_line_up(&mut self, up: bool, now: Now) {
         self.line_up = up;
-        if !up {
-            // A confirmation read that cannot be taken must not hold up the reading that waits for it.
-            let outcome = Outcome::LineDown { detail: "the line is away".into() };
-            let sweeps = self.confirmations.drain(..).map(|turn| turn.cut_short(&outcome));
-            self.finished.extend(sweeps);
+        if up {
+            return;
+        }
+        let outcome = Outcome::LineDown { detail: "the line is away".into() };
+        let confirmations = std::mem::take(&mut self.confirmations).into_iter().map(Job::Turn);
+        let mut jobs: Vec<Job> = confirmations.collect();
+        jobs.extend([self.own.take(), self.demanded.take(), self.idle.take()].into_iter().flatten());
+        while let Some(job) = self.begin_waiting(Lane::Demands, now) {
+            jobs.push(job);
+        }
+        for job in jobs {
+            match job {
+                Job::Turn(turn) => self.finish(turn.cut_short(&outcome), now),
+                Job::Bare(ticket, _) => self.answers.push_back((ticket, Some(outcome.clone()))),
+            }
         }
     }
 

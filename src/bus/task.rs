@@ -134,7 +134,8 @@ impl BusTask {
                     }
                 }
             }
-            self.schedule.set_line_up(up);
+            let now = self.now();
+            self.schedule.set_line_up(up, now);
             self.drop_unwanted(&mut waiting);
             match self.schedule.poll_action(self.now()) {
                 Action::Exchange(exchange) => {

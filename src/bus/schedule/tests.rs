@@ -188,10 +188,35 @@ fn a_refused_block_is_split_and_the_split_is_remembered() {
 #[test]
 fn while_the_line_is_away_slots_are_told_and_nobody_is_asked() {
     let mut bench = Bench::new(2, 10);
-    bench.schedule.set_line_up(false);
+    bench.schedule.set_line_up(false, bench.now);
     let sweeps = bench.run(35, |_| panic!("nobody may be asked"));
     assert_eq!(sweeps.len(), 6);
     assert!(sweeps.iter().all(|sweep| sweep.skipped == Some(Skipped::LineDown)));
+}
+
+#[test]
+fn when_the_line_goes_everything_under_way_ends_and_nobody_waits_for_it() {
+    let mut bench = Bench::new(2, 10);
+    bench.pass(Duration::from_secs(10));
+    let Action::Exchange(_) = bench.schedule.poll_action(bench.now) else { panic!() };
+    let under_way = bench.schedule.handle_request(demand(0));
+    bench.schedule.set_line_up(false, bench.now);
+    let ended: Vec<Sweep> = std::iter::from_fn(|| bench.schedule.poll_sweep()).collect();
+    let down = |sweep: &Sweep| {
+        !sweep.asked.is_empty()
+            && sweep.asked.iter().all(|asked| matches!(asked.outcome, Outcome::LineDown { .. }))
+    };
+    assert_eq!(ended.iter().map(|sweep| sweep.ticket).collect::<Vec<_>>(), [None, under_way]);
+    assert!(ended.iter().all(down), "{ended:?}");
+    // Whoever asks now is told at once.
+    let late = bench.schedule.handle_request(demand(1));
+    bench.schedule.set_line_up(false, bench.now);
+    assert!(bench.schedule.poll_sweep().is_some_and(|sweep| sweep.ticket == late && down(&sweep)));
+    bench.schedule.set_line_up(true, bench.now);
+    let read = bench.run(30, answered);
+    let slots: Vec<Utc> =
+        read.iter().filter(|sweep| sweep.meter == 0).map(|sweep| sweep.scheduled_at).collect();
+    assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "{slots:?}");
 }
 
 #[test]
@@ -199,7 +224,7 @@ fn while_the_line_is_away_the_end_of_a_pause_wakes_nobody() {
     let mut bench = Bench::new(1, 0);
     bench.run(30, |_| (silent(), Duration::from_millis(600)));
     assert!(bench.schedule.is_backed_off(0));
-    bench.schedule.set_line_up(false);
+    bench.schedule.set_line_up(false, bench.now);
     bench.pass(Duration::from_secs(600));
     assert_eq!(bench.schedule.poll_action(bench.now), Action::Wait(LONGEST_WAIT));
 }
