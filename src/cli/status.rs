@@ -281,7 +281,7 @@ impl View {
         let suspicion = meter.get("suspicion").and_then(Value::as_str);
         let (state, why) = match reason.as_str() {
             flag::GARBLED if suspicion.is_some() => {
-                (State::NoValue, suspicion.unwrap_or_default().to_owned())
+                (State::NoValue, format!("{}; {}", with("garbled"), suspicion.unwrap_or_default()))
             }
             "not_due" => return (State::NotDue, "not due yet since the start".into()),
             flag::BUS_DOWN => (State::BusDown, with("the bus is down")),
