@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    bus::{AskKind, Class, Judge, Judgement, Skipped, Surprise, Sweep, Ticket, readings},
+    bus::{AskKind, Class, Judge, Judgement, Skipped, Sweep, Ticket, readings},
     clock::Clock,
     config::Meter,
     ledger::{LedgerError, SharedLedger},
@@ -46,11 +46,11 @@ struct Known {
     histories: Histories,
     serial_seen: Option<String>,
     /// What surprised, while it is read again: the slot's, and those of demands by their tickets.
-    first: BTreeMap<Option<Ticket>, Draught>,
+    first: BTreeMap<Option<Ticket>, PendingReading>,
 }
 
 /// A reading that is not final yet.
-struct Draught {
+struct PendingReading {
     reading: Reading,
     /// Whether it is recorded.
     keep: bool,
@@ -60,7 +60,7 @@ struct Draught {
     findings: BTreeMap<PointName, Finding>,
 }
 
-impl Draught {
+impl PendingReading {
     /// The registers that are to be read again.
     fn surprises(&self) -> Vec<PointName> {
         self.findings.iter().filter(|(_, finding)| finding.surprise).map(|(name, _)| name.clone()).collect()
@@ -86,33 +86,31 @@ impl Judge for BusJudge {
         let clock = self.clock.state();
         let Some(known) = self.meters.get_mut(sweep.meter) else {
             // The schedule and the judge are built from the same list.
-            let Sweep { meter, ticket, keep, .. } = sweep;
-            return Judgement::Again(Surprise { meter, ticket, keep, points: Vec::new() });
+            return Judgement::Again(sweep.surprise(Vec::new()));
         };
-        let mut draught = known.look(&sweep, clock);
-        self.note_twin(&sweep, &mut draught);
+        let mut pending = known.look(&sweep, clock);
+        self.note_twin(&sweep, &mut pending);
         let Some(known) = self.meters.get_mut(sweep.meter) else {
-            return Judgement::Done(Box::new(draught.reading));
+            return Judgement::Done(Box::new(pending.reading));
         };
         if sweep.class == Class::Confirmation
             && let Some(first) = known.first.remove(&sweep.ticket)
         {
-            return Judgement::Done(Box::new(known.compare(first, &draught)));
+            return Judgement::Done(Box::new(known.compare(first, &pending)));
         }
-        let surprises = draught.surprises();
+        let surprises = pending.surprises();
         if sweep.class != Class::Confirmation && !surprises.is_empty() {
-            let Sweep { meter, ticket, keep, .. } = sweep;
             let points = known.points_of(surprises.iter());
-            known.first.insert(ticket, draught);
-            return Judgement::Again(Surprise { meter, ticket, keep, points });
+            known.first.insert(sweep.ticket, pending);
+            return Judgement::Again(sweep.surprise(points));
         }
-        Judgement::Done(Box::new(known.conclude(draught)))
+        Judgement::Done(Box::new(known.conclude(pending)))
     }
 }
 
 impl BusJudge {
     /// Two meters of the bus with one serial number are likely one device that answers at two addresses.
-    fn note_twin(&self, sweep: &Sweep, draught: &mut Draught) {
+    fn note_twin(&self, sweep: &Sweep, pending: &mut PendingReading) {
         let read = sweep.asked.iter().any(|asked| {
             asked.ask.kind == AskKind::Serial && matches!(asked.outcome, Outcome::Answered { .. })
         });
@@ -129,13 +127,13 @@ impl BusJudge {
             serial,
             "two meters of the line tell one serial number: one device at two addresses would be billed twice"
         );
-        draught.reading.evidence.insert("same_serial".to_owned(), json!({"serial": serial, "meter": twin}));
+        pending.reading.evidence.insert("same_serial".to_owned(), json!({"serial": serial, "meter": twin}));
     }
 }
 
 impl Known {
     /// Decodes a sweep and applies the rules.
-    fn look(&mut self, sweep: &Sweep, clock: ClockState) -> Draught {
+    fn look(&mut self, sweep: &Sweep, clock: ClockState) -> PendingReading {
         let profile = Arc::clone(&self.meter.profile);
         let mut flags = BTreeSet::new();
         let mut evidence = Map::new();
@@ -217,7 +215,7 @@ impl Known {
             values,
             evidence,
         };
-        Draught { reading, keep: sweep.keep, times, findings }
+        PendingReading { reading, keep: sweep.keep, times, findings }
     }
 
     fn value_of(&self, point: &Point, bytes: &[u8]) -> PointValue {
@@ -292,13 +290,13 @@ impl Known {
     }
 
     /// Two looks at registers that surprised: what both show is believed, what one shows is not.
-    fn compare(&mut self, first: Draught, second: &Draught) -> Reading {
+    fn compare(&mut self, first: PendingReading, second: &PendingReading) -> Reading {
         let mut result = first;
         for name in result.surprises() {
             let Some(surprise) = result.findings.remove(&name) else { continue };
-            let shown = |draught: &Draught| {
-                let value = draught.reading.values.get(&name)?.value?;
-                Some(Last::new(value, *draught.times.get(&name)?))
+            let shown = |pending: &PendingReading| {
+                let value = pending.reading.values.get(&name)?.value?;
+                Some(Last::new(value, *pending.times.get(&name)?))
             };
             let (Some(point), Some(one)) =
                 (self.registers().find(|point| point.name == name), shown(&result))
@@ -306,9 +304,9 @@ impl Known {
                 continue;
             };
             let Some(limits) = self.limits(point) else { continue };
-            let note = |draught: &Draught| {
-                let value = draught.reading.values.get(&name)?;
-                let at = draught.times.get(&name)?;
+            let note = |pending: &PendingReading| {
+                let value = pending.reading.values.get(&name)?;
+                let at = pending.times.get(&name)?;
                 Some(json!({"value": value.value, "raw": value.raw, "taken_at": rfc3339(*at)}))
             };
             let mut evidence = self.evidence(&name, &surprise);
@@ -347,26 +345,26 @@ impl Known {
     }
 
     /// Makes a reading final. One that is not recorded leaves no trace in the history.
-    fn conclude(&mut self, mut draught: Draught) -> Reading {
-        let kept = draught.keep;
-        for (name, finding) in &draught.findings {
+    fn conclude(&mut self, mut pending: PendingReading) -> Reading {
+        let kept = pending.keep;
+        for (name, finding) in &pending.findings {
             let plain = finding.after.is_none_or(History::is_plain);
             let mut evidence = Map::new();
             if let Some(flag) = finding.flag {
-                draught.reading.flags.insert(flag.to_owned());
+                pending.reading.flags.insert(flag.to_owned());
                 evidence = self.evidence(name, finding);
             }
             if kept && (finding.flag.is_some() || !plain) {
                 evidence.insert(BELIEVED.into(), json!(finding.after.map(History::to_json)));
             }
             if !evidence.is_empty() {
-                draught.reading.evidence.insert(name.to_string(), evidence.into());
+                pending.reading.evidence.insert(name.to_string(), evidence.into());
             }
         }
-        if kept && draught.reading.origin != Origin::Missing {
-            self.remember(&mut draught.reading);
+        if kept && pending.reading.origin != Origin::Missing {
+            self.remember(&mut pending.reading);
         }
-        let reading = &mut draught.reading;
+        let reading = &mut pending.reading;
         let no_register = self
             .registers()
             .all(|point| reading.values.get(&point.name).is_none_or(|value| value.value.is_none()));
@@ -375,7 +373,7 @@ impl Known {
             _ if no_register => Verdict::Bad,
             _ => validate::verdict(&reading.flags),
         };
-        draught.reading
+        pending.reading
     }
 
     /// Takes a stored reading into the history, from what it will say after a restart. It carries what is believed of the
@@ -399,7 +397,7 @@ impl Known {
 }
 
 /// Takes one point over from the second look.
-fn adopt(result: &mut Draught, second: &Draught, name: &PointName) {
+fn adopt(result: &mut PendingReading, second: &PendingReading, name: &PointName) {
     let (Some(value), Some(at)) = (second.reading.values.get(name), second.times.get(name)) else { return };
     result.reading.values.insert(name.clone(), value.clone());
     result.times.insert(name.clone(), *at);

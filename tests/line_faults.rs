@@ -19,6 +19,8 @@ mod demands;
 mod flood;
 #[path = "common/gateway.rs"]
 mod gateway;
+#[path = "common/lab.rs"]
+mod lab;
 #[path = "line_faults/meters.rs"]
 mod meters;
 #[path = "common/mosquitto.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "common/gateway.rs"]
 mod gateway;
+#[path = "common/lab.rs"]
+mod lab;
 
 use std::{
     fmt::Write as _,
@@ -17,30 +19,6 @@ use std::{
 use gateway::Gateway;
 use meter_gateway::model::Utc;
 use serde_json::Value;
-
-/// One register, in one request.
-const PROFILE: &str = r#"
-id = "lab-u16"
-manufacturer = "Lab"
-model = "16 bit counter"
-medium = "electricity"
-protocol = "modbus"
-source = "lab"
-verification = "lab"
-max_words = 10
-turnaround_ms = 10
-[[point]]
-name = "energy_import_total"
-table = "input"
-address = 0x0048
-kind = "u16"
-scale = "0.01"
-unit = "kWh"
-digits = 5
-decimals = 2
-max_per_hour = "69"
-source = "x"
-"#;
 
 /// What each unit answers to any question of one register, without transaction and length.
 const WELL: u8 = 1;
@@ -99,7 +77,7 @@ fn each_meter_says_why_it_has_no_value() {
     let port = peer();
     let mut gateway = Gateway::configured(1, 1, "");
     fs::create_dir(gateway.path("profiles")).unwrap();
-    fs::write(gateway.path("profiles/lab-u16.toml"), PROFILE).unwrap();
+    fs::write(gateway.path("profiles/lab-u16.toml"), lab::lab_u16(0x0048)).unwrap();
     let mut rest = String::new();
     writeln!(rest, "[[bus]]\nid = \"plant\"\nkind = \"tcp\"\naddress = \"127.0.0.1:{port}\"\ntimeout_ms = 100\nretries = 0").unwrap();
     writeln!(

@@ -170,7 +170,6 @@ fn schedule(ledger: &SharedLedger, zone: chrono_tz::Tz, now: Now) -> Schedule {
         slots: Slots::new(zone, 900).ok(),
         timeout: Duration::from_millis(300),
         retries: 1,
-        serial: false,
         first_slot: None,
     });
     let latest: Vec<Option<Utc>> = (0..METERS).map(|number| highest_slot(ledger, &meter(number))).collect();

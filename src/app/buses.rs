@@ -174,7 +174,6 @@ pub fn meter_plan(meter: &Meter, bus: &Bus, slots: Option<Slots>) -> MeterPlan {
         slots,
         timeout: meter.timeout.unwrap_or_else(|| bus.timeout.max(meter.profile.protocol.reply_time())),
         retries: meter.retries.unwrap_or(bus.retries),
-        serial: meter.profile.serial.is_some(),
         first_slot: None,
     }
 }

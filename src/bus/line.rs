@@ -49,7 +49,7 @@ const LONGEST_OPENING: Duration = Duration::from_millis(1500);
 const DAMAGE_GAP: Duration = Duration::from_millis(20);
 /// The same behind a network: serial servers deliver in packets of some tens of milliseconds.
 const NETWORK_DAMAGE_GAP: Duration = Duration::from_millis(50);
-/// Least time that is listened for a second reply, however soon after the first request the second was made.
+/// Least time that is listened for a late reply, or for a second one, however short the timeout is.
 const LEAST_LINGER: Duration = Duration::from_millis(200);
 /// The end of a reply is waited for character by character: timers are as fine as a millisecond.
 const LOOK_EARLY: Duration = Duration::from_millis(3);
@@ -75,8 +75,8 @@ pub struct Query {
     pub wire: Option<Wire>,
     /// How long the reply may take to begin.
     pub timeout: Duration,
-    /// How long a reply that is too late is listened for. Zero where somebody else waits for the line.
-    pub linger: Duration,
+    /// Nobody else waits for the line: a reply that is too late is listened for as long again.
+    pub linger: bool,
 }
 
 /// A line and who may still answer on it.
@@ -198,11 +198,7 @@ impl Line {
 
     fn end(&mut self, error: io::Error) -> io::Result<()> {
         self.port = None;
-        if self.is_network() { Ok(()) } else { Err(error) }
-    }
-
-    fn is_network(&self) -> bool {
-        !matches!(self.link, Link::Serial { .. })
+        if self.link.is_network() { Ok(()) } else { Err(error) }
     }
 
     /// What happened since the last call.
@@ -224,7 +220,7 @@ impl Line {
 
     async fn exchange_or_fail(&mut self, query: &Query) -> io::Result<Outcome> {
         let (silent, limit) = self.deaf;
-        if silent >= limit && self.is_network() && self.port.take().is_some() {
+        if silent >= limit && self.link.is_network() && self.port.take().is_some() {
             self.deaf.1 = (limit * 2).min(MOST_DEAF_EXCHANGES);
             self.report.renewed = true;
         }
@@ -250,10 +246,7 @@ impl Line {
 
     async fn attempt(&mut self, query: &Query) -> io::Result<Outcome> {
         self.pending.retain(|pending| !pending.is_over());
-        let pace = match query.wire.or(self.link.pace().wire()) {
-            Some(wire) => Pace::Serial(wire),
-            None => Pace::Network,
-        };
+        let pace = self.link.pace_with(query.wire);
         self.number = self.number.wrapping_add(1);
         let mut next = transaction(query.address, &query.question, self.envelope, self.number);
         self.tune(&pace).await?;
@@ -299,7 +292,7 @@ impl Line {
         let wire = pace.wire();
         if wire != self.tuned
             && let Some(wire) = wire
-            && !self.is_network()
+            && !self.link.is_network()
         {
             self.keep_silence(RETUNE_GUARD).await?;
             self.port()?.tune(wire)?;
@@ -337,7 +330,7 @@ impl Line {
     }
 
     fn damage_gap(&self) -> Duration {
-        if self.is_network() { NETWORK_DAMAGE_GAP } else { DAMAGE_GAP }
+        if self.link.is_network() { NETWORK_DAMAGE_GAP } else { DAMAGE_GAP }
     }
 
     async fn send(&mut self, request: &[u8]) -> io::Result<()> {
@@ -415,12 +408,14 @@ impl Line {
             self.pending.push(if certain { this.damaged(query.timeout) } else { this });
             return Ok(Outcome::Garbled { detail });
         }
-        let late = self.listen_for(this.asked.as_ref(), query.linger).await?.then(|| this.age());
-        match late {
-            Some(late) => self.report.late.push((query.address, late)),
-            None => self.pending.push(this),
+        let linger = query.timeout.max(LEAST_LINGER);
+        if query.linger && self.listen_for(this.asked.as_ref(), linger).await? {
+            let late = this.age();
+            self.report.late.push((query.address, late));
+            return Ok(Outcome::Silent { late: Some(late) });
         }
-        Ok(Outcome::Silent { late })
+        self.pending.push(this);
+        Ok(Outcome::Silent { late: None })
     }
 
     /// A frame that could be a pending reply is the answer to this request only if no second one follows. Whatever is
@@ -452,18 +447,16 @@ impl Line {
     /// Listens for so long for a reply to this request; whether one came.
     async fn listen_for(&mut self, asked: &dyn Transaction, time: Duration) -> io::Result<bool> {
         let end = Instant::now() + time;
-        let mut heard = Vec::new();
-        while heard.len() < MAX_RECEIVED {
+        let (mut heard, mut came) = (Vec::new(), false);
+        while !came && heard.len() < MAX_RECEIVED {
             match timeout_at(end, self.read()).await {
                 Err(_) => break,
                 Ok(bytes) => heard.extend(bytes?),
             }
-            if let Found::Frame(_) = asked.find(&heard) {
-                break;
-            }
+            came = matches!(asked.find(&heard), Found::Frame(_));
         }
         self.note_unasked(&heard);
-        Ok(matches!(asked.find(&heard), Found::Frame(_)))
+        Ok(came)
     }
 
     /// The next bytes. Nothing is lost when the wait for them is given up.

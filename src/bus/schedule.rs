@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::line::Query;
 use crate::{
     model::{Utc, stepped},
-    protocol::{Address, Outcome},
+    protocol::{Outcome, Wire},
 };
 use meter::{BACK_OFF_AFTER, MeterState};
 
@@ -35,8 +35,6 @@ const MAX_WAITING: usize = 64;
 const MAX_IDLE: usize = 4096;
 /// Longest sleep without looking at the wall clock again, so that a step is noticed within a second.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// A reply that is too late is listened for at least so long, where nobody else waits.
-const LEAST_LINGER: Duration = Duration::from_millis(200);
 /// What an exchange of the idle lane takes beside its timeout, at most: the frames on a slow line.
 const IDLE_MARGIN: Duration = Duration::from_millis(500);
 
@@ -55,6 +53,10 @@ impl Lane {
             Class::Demand => Lane::Demands,
             Class::Scan | Class::Housekeeping => Lane::Idle,
         }
+    }
+
+    fn of_request(request: &Request) -> Lane {
+        Lane::of(request.class, None)
     }
 }
 
@@ -82,12 +84,28 @@ enum Job {
     Bare(Ticket, Query),
 }
 
-/// The schedule of one bus.
-pub struct Schedule {
-    meters: Vec<MeterState>,
+/// What each lane is at.
+#[derive(Default)]
+struct Jobs {
     own: Option<Job>,
     demanded: Option<Job>,
     idle: Option<Job>,
+}
+
+impl Jobs {
+    fn of(&mut self, lane: Lane) -> &mut Option<Job> {
+        match lane {
+            Lane::Own => &mut self.own,
+            Lane::Demands => &mut self.demanded,
+            Lane::Idle => &mut self.idle,
+        }
+    }
+}
+
+/// The schedule of one bus.
+pub struct Schedule {
+    meters: Vec<MeterState>,
+    jobs: Jobs,
     /// The lane of the exchange under way, else of the last one.
     lane: Lane,
     confirmations: VecDeque<Turn>,
@@ -111,9 +129,7 @@ impl Schedule {
     pub fn new(plans: Vec<MeterPlan>, now: Now) -> Schedule {
         Schedule {
             meters: plans.into_iter().map(|plan| MeterState::new(plan, now)).collect(),
-            own: None,
-            demanded: None,
-            idle: None,
+            jobs: Jobs::default(),
             lane: Lane::Idle,
             confirmations: VecDeque::new(),
             aside: VecDeque::new(),
@@ -163,22 +179,22 @@ impl Schedule {
 
     /// The lane that has the next exchange.
     fn choose(&mut self, now: Now) -> Option<Lane> {
-        if self.own.is_none() {
-            self.own = self.begin_own(now);
+        if self.jobs.own.is_none() {
+            self.jobs.own = self.begin_own(now);
         }
-        if self.demanded.is_none() {
-            self.demanded =
+        if self.jobs.demanded.is_none() {
+            self.jobs.demanded =
                 self.confirmation(Lane::Demands).or_else(|| self.begin_waiting(Lane::Demands, now));
         }
-        match (&self.own, &self.demanded) {
+        match (&self.jobs.own, &self.jobs.demanded) {
             (Some(_), Some(_)) if self.lane == Lane::Own => Some(Lane::Demands),
             (Some(_), _) => Some(Lane::Own),
             (None, Some(_)) => Some(Lane::Demands),
             (None, None) => {
-                if self.idle.is_none() {
-                    self.idle = self.begin_waiting(Lane::Idle, now);
+                if self.jobs.idle.is_none() {
+                    self.jobs.idle = self.begin_waiting(Lane::Idle, now);
                 }
-                let timeout = match self.idle.as_ref()? {
+                let timeout = match self.jobs.idle.as_ref()? {
                     Job::Bare(_, query) => query.timeout,
                     Job::Turn(turn) => {
                         self.meters.get(turn.sweep.meter).map_or(Duration::ZERO, |m| m.plan.timeout)
@@ -203,16 +219,14 @@ impl Schedule {
 
     /// Begins the first of the most urgent requests of a lane.
     fn begin_waiting(&mut self, lane: Lane, now: Now) -> Option<Job> {
-        let mine = self.waiting.iter().enumerate().filter(|(_, (_, r))| Lane::of(r.class, None) == lane);
+        let mine =
+            self.waiting.iter().enumerate().filter(|(_, (_, request))| Lane::of_request(request) == lane);
         let (at, _) = mine.min_by_key(|(_, (_, request))| request.class)?;
         let (ticket, request) = self.waiting.remove(at)?;
         let meter = match request.target {
             Target::Meter(meter) => meter,
             Target::Bare { address, wire, timeout, question } => {
-                return Some(Job::Bare(
-                    ticket,
-                    Query { address, question, wire, timeout, linger: Duration::ZERO },
-                ));
+                return Some(Job::Bare(ticket, Query { address, question, wire, timeout, linger: false }));
             }
         };
         let sweep = Sweep {
@@ -233,11 +247,7 @@ impl Schedule {
     /// The next exchange of a lane. `None` when what it was at has ended without one.
     fn exchange_of(&mut self, lane: Lane, now: Now) -> Option<Exchange> {
         let others_wait = self.others_wait(now);
-        let job = match lane {
-            Lane::Own => &mut self.own,
-            Lane::Demands => &mut self.demanded,
-            Lane::Idle => &mut self.idle,
-        };
+        let job = self.jobs.of(lane);
         let turn = match job.as_mut()? {
             Job::Turn(turn) => turn,
             Job::Bare(_, query) => return Some(Exchange { meter: None, query: query.clone() }),
@@ -261,7 +271,7 @@ impl Schedule {
                     question: ask.planned.question.clone(),
                     wire: meter.plan.wire,
                     timeout,
-                    linger: if others_wait { Duration::ZERO } else { timeout.max(LEAST_LINGER) },
+                    linger: !others_wait,
                 };
                 return Some(Exchange { meter: Some(position), query });
             }
@@ -275,11 +285,7 @@ impl Schedule {
     /// How the exchange that was asked for last ended.
     pub fn handle_outcome(&mut self, outcome: &Outcome, now: Now) {
         let others_wait = self.others_wait(now);
-        let job = match self.lane {
-            Lane::Own => &mut self.own,
-            Lane::Demands => &mut self.demanded,
-            Lane::Idle => &mut self.idle,
-        };
+        let job = self.jobs.of(self.lane);
         let mut turn = match job.take() {
             Some(Job::Turn(turn)) => turn,
             Some(Job::Bare(ticket, _)) => return self.answers.push_back((ticket, Some(outcome.clone()))),
@@ -325,23 +331,23 @@ impl Schedule {
         }
     }
 
-    /// A reply of this address came too late to count: what is learnt must not keep such replies from counting.
-    pub fn note_late(&mut self, address: Address, took: Duration) {
-        if let Some(meter) = self.meters.iter_mut().find(|meter| meter.plan.address == address) {
+    /// A reply of this meter came too late to count: what is learnt must not keep such replies from counting.
+    pub fn note_late(&mut self, meter: usize, took: Duration) {
+        if let Some(meter) = self.meters.get_mut(meter) {
             meter.patience.note(took);
         }
     }
 
     /// Whether anybody waits for the line whose exchange would be held up.
     fn others_wait(&self, now: Now) -> bool {
-        let current = match (self.lane, &self.own) {
+        let current = match (self.lane, &self.jobs.own) {
             (Lane::Own, Some(Job::Turn(turn))) => Some(turn.sweep.meter),
             _ => None,
         };
         let lanes = [Lane::Own, Lane::Demands];
-        self.lane != Lane::Demands && self.demanded.is_some()
-            || self.lane != Lane::Own && self.own.is_some()
-            || self.waiting.iter().any(|(_, request)| lanes.contains(&Lane::of(request.class, None)))
+        self.lane != Lane::Demands && self.jobs.demanded.is_some()
+            || self.lane != Lane::Own && self.jobs.own.is_some()
+            || self.waiting.iter().any(|(_, request)| lanes.contains(&Lane::of_request(request)))
             || self.meters.iter().enumerate().any(|(position, meter)| {
                 let free = meter.plan.slots.is_none() && !meter.is_paused(now);
                 meter.failures == 0 && Some(position) != current && (meter.due.is_some() || free)
@@ -358,7 +364,9 @@ impl Schedule {
         let outcome = Outcome::LineDown { detail: "the line is away".into() };
         let confirmations = std::mem::take(&mut self.confirmations).into_iter().map(Job::Turn);
         let mut jobs: Vec<Job> = confirmations.collect();
-        jobs.extend([self.own.take(), self.demanded.take(), self.idle.take()].into_iter().flatten());
+        jobs.extend(
+            [self.jobs.own.take(), self.jobs.demanded.take(), self.jobs.idle.take()].into_iter().flatten(),
+        );
         while let Some(job) = self.begin_waiting(Lane::Demands, now) {
             jobs.push(job);
         }
@@ -390,9 +398,9 @@ impl Schedule {
             waiting.deadline = waiting.deadline.zip(request.deadline).map(|(one, other)| one.max(other));
             return Some(*ticket);
         }
-        let lane = Lane::of(request.class, None);
+        let lane = Lane::of_request(&request);
         let limit = if lane == Lane::Idle { MAX_IDLE } else { MAX_WAITING };
-        if self.waiting.iter().filter(|(_, waiting)| Lane::of(waiting.class, None) == lane).count() >= limit {
+        if self.waiting.iter().filter(|(_, waiting)| Lane::of_request(waiting) == lane).count() >= limit {
             return None;
         }
         self.tickets += 1;
@@ -570,7 +578,7 @@ impl Schedule {
     }
 
     /// Line settings of the last sweep.
-    fn last_wire(&self) -> Option<crate::protocol::Wire> {
+    fn last_wire(&self) -> Option<Wire> {
         self.meters.iter().max_by_key(|meter| meter.last_turn).and_then(|meter| meter.plan.wire)
     }
 

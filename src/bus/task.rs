@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{Bus, Link},
+    config::Bus,
     model::{MeterId, Origin, Reading},
     protocol::Outcome,
 };
@@ -194,25 +194,18 @@ impl BusTask {
             tracing::info!(bus = %self.bus.id, "several requests in a row had no answer: the line is closed and opened again");
             self.schedule.forgive();
         }
-        let late: Vec<(usize, Duration)> = report
-            .late
-            .iter()
-            .filter_map(|(address, late)| {
-                Some((self.schedule.plans().position(|plan| plan.address == *address)?, *late))
-            })
-            .collect();
+        let at = |address| self.schedule.plans().position(|plan| plan.address == address);
+        let late: Vec<(usize, Duration)> =
+            report.late.iter().filter_map(|(address, late)| Some((at(*address)?, *late))).collect();
         let heard = report.heard.unwrap_or(Heard::Nothing);
-        if let Some(address) = report.doubled
-            && let Some(meter) = self.schedule.plans().position(|plan| plan.address == address)
-            && let Some(suspicion) = watch.meters.get_mut(meter)
-        {
+        if let Some(suspicion) = report.doubled.and_then(at).and_then(|meter| watch.meters.get_mut(meter)) {
             suspicion.note_doubled();
         }
         if report.frames.is_empty() && late.is_empty() {
             return heard;
         }
-        for (address, took) in &report.late {
-            self.schedule.note_late(*address, *took);
+        for (meter, took) in &late {
+            self.schedule.note_late(*meter, *took);
         }
         self.tell(|health| {
             health.trace.extend(report.frames);
@@ -228,7 +221,7 @@ impl BusTask {
     /// What line and meter look like now, said once when it begins.
     fn diagnose(&self, watch: &mut Watch, meter: Option<usize>, outcome: &Outcome, heard: Heard) {
         watch.line.note(outcome, heard);
-        let looks_like = watch.line.text(matches!(self.bus.link, Link::Serial { .. }));
+        let looks_like = watch.line.text(!self.bus.link.is_network());
         self.tell(|health| {
             if let Some(text) = looks_like.filter(|_| health.looks_like != looks_like) {
                 tracing::warn!(bus = %self.bus.id, "nobody answers on the line: {text}");

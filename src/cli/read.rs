@@ -13,7 +13,7 @@ use crate::{
     app::meter_plan,
     bus::{self, Action, Class, Diagnosis, Heard, Judge, Judgement, Line, Now, RealPorts, Request, Schedule},
     clock::{Clock, SystemClock},
-    config::{Link, Settings},
+    config::Settings,
     ledger::{MemoryLedger, SharedLedger},
     model::{MeterId, Origin, PointName, Reading, rfc3339},
     pipeline::BusJudge,
@@ -81,7 +81,7 @@ async fn read_here(settings: &Settings, meter: &MeterId) -> anyhow::Result<Readi
         if let Some(sweep) = schedule.poll_sweep() {
             match judge.judge(sweep) {
                 Judgement::Done(mut reading) => {
-                    let likely = diagnosis.likely(1, matches!(bus.link, Link::Serial { .. }));
+                    let likely = diagnosis.likely(1, !bus.link.is_network());
                     if let Some(text) = likely.filter(|_| reading.origin == Origin::Missing) {
                         reading.evidence.insert("line".to_owned(), text.into());
                     }

@@ -230,6 +230,16 @@ impl Link {
             Link::Tcp { .. } | Link::SerialOverTcp { wire: None, .. } => Pace::Network,
         }
     }
+
+    /// The same for a meter with settings of its own.
+    pub fn pace_with(&self, wire: Option<Wire>) -> Pace {
+        wire.map_or_else(|| self.pace(), Pace::Serial)
+    }
+
+    /// Whether a network lies between here and the meters.
+    pub fn is_network(&self) -> bool {
+        !matches!(self, Link::Serial { .. })
+    }
 }
 
 /// `[[meter]]`
@@ -276,6 +286,6 @@ pub struct Meter {
 impl Meter {
     /// What is assumed of its speed on a line of that kind.
     pub fn pace(&self, link: &Link) -> Pace {
-        self.wire.map_or_else(|| link.pace(), Pace::Serial)
+        link.pace_with(self.wire)
     }
 }

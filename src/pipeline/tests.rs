@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::*;
 use crate::{
-    bus::{Ask, Asked},
+    bus::{Ask, Asked, Surprise},
     clock::SimulatedClock,
     ledger::MemoryLedger,
     model::{MeterId, Seq},

@@ -42,29 +42,8 @@ order = "ABCD"
 source = "x"
 "#;
 
-/// `lab-u16`: one register alone, which cannot be split (case 05).
-pub const SINGLE: &str = r#"
-id = "lab-u16"
-manufacturer = "Lab"
-model = "16 bit counter"
-medium = "electricity"
-protocol = "modbus"
-source = "lab"
-verification = "lab"
-max_words = 10
-turnaround_ms = 10
-[[point]]
-name = "energy_import_total"
-table = "input"
-address = 0x0110
-kind = "u16"
-scale = "0.01"
-unit = "kWh"
-digits = 5
-decimals = 2
-max_per_hour = "69"
-source = "x"
-"#;
+/// Where the register of the `lab-u16` of case 05 is, and what it shows.
+pub const SINGLE_AT: u16 = 0x0110;
 
 /// `energy_import_total` of a `lab-u16`.
 pub const SINGLE_SHOWS: &str = "1.00";
@@ -95,7 +74,7 @@ fn word(unit: u8, address: u16) -> u16 {
         0x0000..0x000C => AT_0000[usize::from(address)],
         0x0034..0x004E => AT_0034[usize::from(address - 0x34)],
         0x0100 | 0x0101 => half(register, address == 0x0101),
-        0x0110 => 100,
+        SINGLE_AT => 100,
         0x0120 | 0x0121 => half(serial, address == 0x0121),
         _ => 0,
     }

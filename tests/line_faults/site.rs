@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::{
     gateway::Gateway,
-    meters::{LAB, SINGLE},
+    lab::lab_u16,
+    meters::{LAB, SINGLE_AT},
     peer::{Framing, Peer, PtyPeer},
 };
 
@@ -61,7 +62,7 @@ impl Site {
         let gateway = Gateway::configured(broker, interval_secs, &self.rest);
         fs::create_dir(gateway.path("profiles")).unwrap();
         fs::write(gateway.path("profiles/lab-u32.toml"), LAB).unwrap();
-        fs::write(gateway.path("profiles/lab-u16.toml"), SINGLE).unwrap();
+        fs::write(gateway.path("profiles/lab-u16.toml"), lab_u16(SINGLE_AT)).unwrap();
         let text = fs::read_to_string(gateway.config()).unwrap();
         fs::write(gateway.config(), format!("profiles_dir = \"profiles\"\n{text}")).unwrap();
         gateway

@@ -75,7 +75,7 @@ fn query(unit: u8, count: u16) -> Query {
         question: Question::Modbus(read),
         wire: None,
         timeout: TIMEOUT,
-        linger: Duration::ZERO,
+        linger: false,
     }
 }
 
@@ -188,7 +188,7 @@ async fn the_silence_of_one_holds_up_nobody_else() {
     let (outcome, took) = ask(&mut line, &query(2, 2), &mut far[0], &[(20, &reply(2, &[1, 2]))]).await;
     assert_eq!((words(&outcome), took), (Some([1, 2].as_slice()), ms(20)));
     // Where nobody waits, a late reply is listened for and named.
-    let patient = Query { linger: ms(300), ..query(3, 2) };
+    let patient = Query { linger: true, ..query(3, 2) };
     let (outcome, took) = ask(&mut line, &patient, &mut far[0], &[(350, &reply(3, &[1, 2]))]).await;
     assert_eq!((outcome, took), (Outcome::Silent { late: Some(ms(350)) }, ms(350)));
     assert_eq!(line.take_report().late, [(Address::Modbus(3), ms(350))]);

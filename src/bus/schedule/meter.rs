@@ -80,7 +80,7 @@ impl MeterState {
     /// Everything that a whole sweep asks.
     pub(super) fn asks(&self, now: Now) -> VecDeque<Ask> {
         let points = |held: &Held| Ask { planned: held.planned.clone(), kind: AskKind::Points };
-        let serial = self.plan.serial && self.serial_after.is_none_or(|after| after <= now.instant);
+        let serial = self.serial_after.is_none_or(|after| after <= now.instant);
         let serial = serial.then(|| serial_question(&self.plan.profile)).flatten();
         let serial = serial
             .map(|question| Ask { planned: Planned { question, points: Vec::new() }, kind: AskKind::Serial });
@@ -162,20 +162,22 @@ impl MeterState {
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        // A meter without slots has none to lose by a pause; the first is longer than a pass over all meters.
-        let (after, first) = match self.plan.slots {
-            Some(_) => (BACK_OFF_AFTER, FIRST_PAUSE),
-            None => (1, FIRST_PAUSE.max(round * 2)),
-        };
-        if let Some(doublings) = self.failures.checked_sub(after) {
+        if let Some(doublings) = self.failures.checked_sub(self.pauses_after()) {
+            // Without slots the first is longer than a pass over all meters.
+            let first = if self.plan.slots.is_some() { FIRST_PAUSE } else { FIRST_PAUSE.max(round * 2) };
             let pause = first.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE);
             self.paused_until = Some(now.instant + pause);
         }
     }
 
+    /// Sweeps without an answer after which it pauses. A meter without slots has none to lose by a pause.
+    fn pauses_after(&self) -> u32 {
+        if self.plan.slots.is_some() { BACK_OFF_AFTER } else { 1 }
+    }
+
     /// Whether it is only looked for: one request, once.
     pub(super) fn is_probed(&self) -> bool {
-        self.failures >= if self.plan.slots.is_some() { BACK_OFF_AFTER } else { 1 }
+        self.failures >= self.pauses_after()
     }
 
     pub(super) fn is_paused(&self, now: Now) -> bool {

@@ -39,8 +39,6 @@ pub struct MeterPlan {
     pub timeout: Duration,
     /// How often a silent or garbled question is asked again.
     pub retries: u8,
-    /// Whether the device's serial number is read.
-    pub serial: bool,
     /// The first slot: nothing before it is asked.
     pub first_slot: Option<Utc>,
 }
@@ -165,6 +163,11 @@ impl Sweep {
             asked: Vec::new(),
             skipped: None,
         }
+    }
+
+    /// That these points of it are to be read again.
+    pub fn surprise(&self, points: Vec<usize>) -> Surprise {
+        Surprise { meter: self.meter, ticket: self.ticket, keep: self.keep, points }
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     model::Slots,
     profile::{Catalogue, plan},
-    protocol::{Pace, Parity, Payload, Question, Wire, modbus},
+    protocol::{Address, Pace, Parity, Payload, Question, modbus},
 };
 
 fn silent() -> Outcome {
@@ -25,7 +25,6 @@ fn plan_of(name: &str, slots: Option<Slots>) -> MeterPlan {
         slots,
         timeout: Duration::from_millis(300),
         retries: 1,
-        serial: false,
         first_slot: None,
     }
 }
@@ -358,7 +357,7 @@ fn turns_of_the_living(dead: usize) -> (usize, usize) {
     let mut turns = |secs| {
         let sweeps = bench.run(secs, |exchange| {
             if exchange.meter < Some(dead) {
-                (silent(), exchange.query.timeout + exchange.query.linger)
+                (silent(), exchange.query.timeout * if exchange.query.linger { 2 } else { 1 })
             } else {
                 (answered(exchange).0, Duration::from_millis(75))
             }
@@ -387,7 +386,7 @@ fn a_meter_is_waited_for_as_long_as_it_takes_and_a_repetition_as_long_as_it_may(
     assert!(waited[0] <= Duration::from_millis(200), "{waited:?}");
     assert_eq!(waited[1], Duration::from_millis(300), "{waited:?}");
     // Replies that came too late are learnt from.
-    (0..20).for_each(|_| bench.schedule.note_late(Address::Modbus(1), Duration::from_millis(250)));
+    (0..20).for_each(|_| bench.schedule.note_late(0, Duration::from_millis(250)));
     assert!(bench.schedule.patience(0).unwrap().timeout() > Duration::from_millis(250));
 }
 
